@@ -1,0 +1,66 @@
+// Checks shared by every backend's launchers: which op, which layout, tensors that fit. PyTorch's stable ABI only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace taylorderiv {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The index of the unary op `name`, having checked the number of its parameters.
+inline int unary_op_index(const std::string& name, const std::vector<double>& params) {
+  for (int i = 0; i < unary_op_count; ++i) {
+    if (name != unary_op_infos[i].name) continue;
+    STD_TORCH_CHECK(int(params.size()) == unary_op_infos[i].params, "taylorderiv: op '", name, "' takes ",
+                    unary_op_infos[i].params, " params, got ", params.size());
+    return i;
+  }
+  STD_TORCH_CHECK(false, "taylorderiv: no kernel for the unary op '", name, "'");
+}
+
+// A layout together with the lists that it points into.
+struct CheckedLayout {
+  std::vector<int64_t> orders;
+  std::vector<double> weights;
+  CpuLayout view;
+
+  CheckedLayout(std::vector<int64_t> orders_, std::vector<double> weights_)
+      : orders(std::move(orders_)),
+        weights(std::move(weights_)),
+        view(int(orders.size()), orders.data(), weights.empty() ? nullptr : weights.data()) {
+    STD_TORCH_CHECK(weights.empty() || weights.size() == orders.size(), "taylorderiv: ", weights.size(),
+                    " weights for ", orders.size(), " directions");
+    int64_t collapsed_order = 0;
+    for (size_t r = 0; r < orders.size(); ++r) {
+      STD_TORCH_CHECK(orders[r] >= 1 && orders[r] <= 10000, "taylorderiv: order ", orders[r],
+                      " is out of range, 1 to 10000 are accepted");
+      if (view.weight(int(r)) == 0.0) continue;
+      STD_TORCH_CHECK(collapsed_order == 0 || collapsed_order == orders[r],
+                      "taylorderiv: collapsed directions must share one order, got ", collapsed_order, " and ",
+                      orders[r]);
+      collapsed_order = orders[r];
+    }
+  }
+  CheckedLayout(const CheckedLayout&) = delete;
+};
+
+// That t is a contiguous (C, ...) tensor like `like` and fits the layout.
+inline void check_coefficients(const char* name, const Tensor& t, const Tensor& like, const CheckedLayout& layout) {
+  STD_TORCH_CHECK(t.dim() >= 1 && t.size(0) == layout.view.size(), "taylorderiv: ", name, " must be (",
+                  layout.view.size(), ", ...) for this layout, but its first axis is ",
+                  t.dim() >= 1 ? t.size(0) : int64_t(0));
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.numel() == like.numel(), "taylorderiv: ", name,
+                  " must have the shape and dtype of the other coefficients");
+  STD_TORCH_CHECK(t.is_contiguous(), "taylorderiv: ", name, " must be contiguous");
+}
+
+}  // namespace taylorderiv

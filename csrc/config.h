@@ -1,0 +1,23 @@
+// Compiler vocabulary shared by host and device code.
+//
+// Every header below this one is compiled several times: once per CPU instruction set, once by nvcc, and once more by
+// the host run of the CUDA kernels. TD_VARIANT names the current compilation and becomes part of every symbol, so that
+// the linker can never replace a baseline function by one that holds AVX-512 instructions.
+#pragma once
+
+#ifndef TD_VARIANT
+#define TD_VARIANT baseline
+#endif
+
+#define TD_NAMESPACE_BEGIN namespace taylorderiv { inline namespace TD_VARIANT {
+#define TD_NAMESPACE_END }}
+
+#if defined(__CUDACC__)
+#define TD_HD __host__ __device__ __forceinline__
+#define TD_HD_COLD __host__ __device__ __noinline__
+#define TD_INLINE_LAMBDA
+#else
+#define TD_HD inline __attribute__((always_inline))
+#define TD_HD_COLD __attribute__((noinline))
+#define TD_INLINE_LAMBDA __attribute__((always_inline))
+#endif

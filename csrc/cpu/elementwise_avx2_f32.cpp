@@ -1,0 +1,11 @@
+#if defined(__x86_64__)
+#include "isa_avx2.h"
+
+#define TD_SCALAR float
+#include "elementwise.h"
+TD_DEFINE_KERNELS(kernels_avx2_f32)
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

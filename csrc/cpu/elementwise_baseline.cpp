@@ -1,0 +1,91 @@
+// The kernels for any processor, and what needs no speed: the double backward and the list of ops.
+#define TD_VARIANT baseline
+#include "elementwise.h"
+
+TD_NAMESPACE_BEGIN
+
+// Coefficients and their tangents; a null tangent stands for zeros.
+template <class S>
+struct DualLoader {
+  const S *value, *tangent;
+  int64_t stride;
+  Dual<S> operator()(int c) const { return {value[c * stride], tangent ? tangent[c * stride] : S(0)}; }
+};
+template <class S>
+struct TangentStorer {
+  S* p;
+  int64_t stride;
+  void operator()(int c, Dual<S> v) const { p[c * stride] = v.d; }
+};
+
+// The gradient of <grad_grad, dx(grad, x)>: in grad it is the tangent of y along grad_grad, and, the second derivative of
+// <grad, y(x)> being symmetric, in x it is the tangent of dx along grad_grad.
+template <class Op, class S>
+void double_backward(const double* params, const CpuLayout& layout, Range range, const S* grad_grad, const S* grad,
+                     const S* x, S* dgrad, S* dx, void* scratch) {
+  const Op op(params);
+  auto* const work = static_cast<Dual<S>*>(scratch);
+  const auto run = [&](auto local, int64_t i) {
+    const DualLoader<S> load_x{x + i, grad_grad + i, range.stride}, load_grad{grad + i, nullptr, range.stride};
+    unary_forward<LoopOrders, local.value>(op, layout, load_x, TangentStorer<S>{dgrad + i, range.stride}, work);
+    return unary_backward<LoopOrders, local.value>(op, layout, load_x, load_grad,
+                                                   TangentStorer<S>{dx + i, range.stride}, work);
+  };
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    if constexpr (Op::local_only) {
+      run(std::true_type{}, i);
+    } else {
+      const bool care = run(std::false_type{}, i);
+      if constexpr (Op::singular) {
+        if (care) run(std::true_type{}, i);
+      }
+    }
+  }
+}
+
+TD_NAMESPACE_END
+
+#define TD_SCALAR float
+TD_DEFINE_KERNELS(kernels_baseline_f32)
+#undef TD_SCALAR
+#define TD_SCALAR double
+TD_DEFINE_KERNELS(kernels_baseline_f64)
+
+namespace taylorderiv {
+
+#define TD_INFO(Op) {Op::name, Op::params},
+const UnaryOpInfo unary_op_infos[] = {TD_UNARY_OPS(TD_INFO)};
+const int unary_op_count = int(sizeof(unary_op_infos) / sizeof(unary_op_infos[0]));
+
+#define TD_DOUBLE_BACKWARD_F32(Op) &double_backward<Op, float>,
+#define TD_DOUBLE_BACKWARD_F64(Op) &double_backward<Op, double>,
+static const CpuKernels<float>::DoubleBackward table_f32[] = {TD_UNARY_OPS(TD_DOUBLE_BACKWARD_F32)};
+static const CpuKernels<double>::DoubleBackward table_f64[] = {TD_UNARY_OPS(TD_DOUBLE_BACKWARD_F64)};
+const CpuKernels<float>::DoubleBackward* const double_backward_f32 = table_f32;
+const CpuKernels<double>::DoubleBackward* const double_backward_f64 = table_f64;
+
+int64_t cpu_scratch_bytes(const CpuLayout& layout) {
+  // Three copies of a last vector, then a workspace, both of at most 64-byte vectors.
+  return 64 * (3 * int64_t(layout.size()) + scratch_size(layout.max_order()));
+}
+
+const char* name_of(InstructionSet isa) {
+  return isa == InstructionSet::avx512 ? "avx512" : isa == InstructionSet::avx2 ? "avx2" : "baseline";
+}
+
+InstructionSet best_instruction_set() {
+#ifdef TD_X86
+  static const InstructionSet best = [] {
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    return avx512 ? InstructionSet::avx512 : avx2 ? InstructionSet::avx2 : InstructionSet::baseline;
+  }();
+  return best;
+#else
+  return InstructionSet::baseline;
+#endif
+}
+
+}  // namespace taylorderiv

@@ -1,0 +1,149 @@
+// A SIMD vector as a number type: GCC/Clang vector extensions, with SLEEF (1 ulp) for the elementary functions.
+//
+// SLEEF is part of PyTorch's CPU library, which exports it; only its symbols are used.
+#pragma once
+
+#include "../math.h"
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(TD_SIMD_AVX512)
+#define TD_SIMD_BYTES 64
+#define TD_SLEEF(name, precision) Sleef_##name##f16_##precision, Sleef_##name##d8_##precision
+#elif defined(TD_SIMD_AVX2)
+#define TD_SIMD_BYTES 32
+#define TD_SLEEF(name, precision) Sleef_##name##f8_##precision##avx2, Sleef_##name##d4_##precision##avx2
+#endif
+
+#ifdef TD_SIMD_BYTES
+
+#include <immintrin.h>
+
+TD_NAMESPACE_BEGIN
+
+template <class S>
+struct RawVector;
+template <>
+struct RawVector<float> {
+  typedef float type __attribute__((vector_size(TD_SIMD_BYTES)));
+};
+template <>
+struct RawVector<double> {
+  typedef double type __attribute__((vector_size(TD_SIMD_BYTES)));
+};
+
+template <class S>
+struct Vec {
+  using Raw = typename RawVector<S>::type;
+  static constexpr int lanes = TD_SIMD_BYTES / sizeof(S);
+  // The comparison result: all bits of a lane set or clear.
+  struct Mask {
+    using Bits = decltype(Raw{} < Raw{});
+    Bits bits;
+    TD_HD bool operator[](int lane) const { return bits[lane] != 0; }
+    TD_HD friend Mask operator|(Mask a, Mask b) { return {a.bits | b.bits}; }
+  };
+
+  Raw raw;
+  Vec() = default;
+  TD_HD Vec(Raw raw) : raw(raw) {}
+  TD_HD explicit Vec(double value) : raw(broadcast(S(value))) {}
+
+  TD_HD static Raw broadcast(S value) {
+    Raw raw;
+    for (int i = 0; i < lanes; ++i) raw[i] = value;  // not `value + Raw{}`, which loses the sign of zero
+    return raw;
+  }
+  TD_HD static Vec load(const S* p) {
+    Vec v;
+    std::memcpy(&v.raw, p, sizeof(Raw));
+    return v;
+  }
+  TD_HD void store(S* p) const { std::memcpy(p, &raw, sizeof(Raw)); }
+
+  TD_HD Vec operator-() const { return -raw; }
+  TD_HD friend Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }
+  TD_HD friend Vec operator-(Vec a, Vec b) { return a.raw - b.raw; }
+  TD_HD friend Vec operator*(Vec a, Vec b) { return a.raw * b.raw; }
+  TD_HD friend Vec operator/(Vec a, Vec b) { return a.raw / b.raw; }
+  TD_HD friend Mask operator<(Vec a, Vec b) { return {a.raw < b.raw}; }
+  TD_HD friend Mask operator>(Vec a, Vec b) { return {a.raw > b.raw}; }
+  TD_HD friend Mask operator<=(Vec a, Vec b) { return {a.raw <= b.raw}; }
+  TD_HD friend Mask operator>=(Vec a, Vec b) { return {a.raw >= b.raw}; }
+  TD_HD friend Mask operator==(Vec a, Vec b) { return {a.raw == b.raw}; }
+};
+
+template <class S>
+TD_HD Vec<S> select(typename Vec<S>::Mask mask, Vec<S> a, Vec<S> b) {
+  return mask.bits ? a.raw : b.raw;
+}
+
+template <class Mask>
+  requires requires(Mask m) { m.bits; }
+TD_HD bool any(Mask mask) {
+  bool result = false;
+  for (unsigned i = 0; i < sizeof(mask.bits) / sizeof(mask.bits[0]); ++i) result |= mask.bits[i] != 0;
+  return result;
+}
+
+template <class S>
+TD_HD Vec<S> abs(Vec<S> x) {
+  using Bits = typename Vec<S>::Mask::Bits;
+  return typename Vec<S>::Raw((Bits)x.raw & ~(Bits)Vec<S>(-0.0).raw);
+}
+template <class S>
+TD_HD auto is_infinite(Vec<S> x) {
+  return abs(x) == Vec<S>(HUGE_VAL);
+}
+template <class S>
+TD_HD auto is_tiny(Vec<S> x) {
+  return abs(x) < Vec<S>(sizeof(S) == 4 ? 1e-30 : 1e-290);
+}
+#ifdef TD_SIMD_AVX512
+TD_HD Vec<float> sqrt(Vec<float> x) { return Vec<float>::Raw(_mm512_sqrt_ps(x.raw)); }
+TD_HD Vec<double> sqrt(Vec<double> x) { return Vec<double>::Raw(_mm512_sqrt_pd(x.raw)); }
+TD_HD Vec<float> floor(Vec<float> x) { return Vec<float>::Raw(_mm512_roundscale_ps(x.raw, _MM_FROUND_TO_NEG_INF)); }
+TD_HD Vec<double> floor(Vec<double> x) { return Vec<double>::Raw(_mm512_roundscale_pd(x.raw, _MM_FROUND_TO_NEG_INF)); }
+#else
+TD_HD Vec<float> sqrt(Vec<float> x) { return Vec<float>::Raw(_mm256_sqrt_ps(x.raw)); }
+TD_HD Vec<double> sqrt(Vec<double> x) { return Vec<double>::Raw(_mm256_sqrt_pd(x.raw)); }
+TD_HD Vec<float> floor(Vec<float> x) { return Vec<float>::Raw(_mm256_floor_ps(x.raw)); }
+TD_HD Vec<double> floor(Vec<double> x) { return Vec<double>::Raw(_mm256_floor_pd(x.raw)); }
+#endif
+
+// clang-format off
+#define TD_VECTOR_FUNCTION_OF(name, precision, single_function, double_function) \
+  extern "C" Vec<float>::Raw single_function(Vec<float>::Raw); \
+  extern "C" Vec<double>::Raw double_function(Vec<double>::Raw); \
+  TD_HD Vec<float> name(Vec<float> x) { return single_function(x.raw); } \
+  TD_HD Vec<double> name(Vec<double> x) { return double_function(x.raw); }
+#define TD_EXPAND(macro, ...) macro(__VA_ARGS__)
+#define TD_VECTOR_FUNCTION(name, precision) \
+  TD_EXPAND(TD_VECTOR_FUNCTION_OF, name, precision, TD_SLEEF(name, precision))
+TD_VECTOR_FUNCTION(exp, u10)   TD_VECTOR_FUNCTION(exp2, u10)  TD_VECTOR_FUNCTION(expm1, u10)
+TD_VECTOR_FUNCTION(log, u10)   TD_VECTOR_FUNCTION(log2, u10)  TD_VECTOR_FUNCTION(log10, u10)
+TD_VECTOR_FUNCTION(log1p, u10)
+TD_VECTOR_FUNCTION(sin, u10)   TD_VECTOR_FUNCTION(cos, u10)   TD_VECTOR_FUNCTION(tan, u10)
+TD_VECTOR_FUNCTION(asin, u10)  TD_VECTOR_FUNCTION(acos, u10)  TD_VECTOR_FUNCTION(atan, u10)
+TD_VECTOR_FUNCTION(sinh, u10)  TD_VECTOR_FUNCTION(cosh, u10)  TD_VECTOR_FUNCTION(tanh, u10)
+TD_VECTOR_FUNCTION(asinh, u10) TD_VECTOR_FUNCTION(acosh, u10) TD_VECTOR_FUNCTION(atanh, u10)
+TD_VECTOR_FUNCTION(erf, u10)   TD_VECTOR_FUNCTION(erfc, u15)
+#undef TD_VECTOR_FUNCTION
+#undef TD_VECTOR_FUNCTION_OF
+#undef TD_EXPAND
+// clang-format on
+
+#define TD_VECTOR_POW(single_function, double_function)                                \
+  extern "C" Vec<float>::Raw single_function(Vec<float>::Raw, Vec<float>::Raw);        \
+  extern "C" Vec<double>::Raw double_function(Vec<double>::Raw, Vec<double>::Raw);     \
+  TD_HD Vec<float> pow(Vec<float> x, double p) { return single_function(x.raw, Vec<float>(p).raw); } \
+  TD_HD Vec<double> pow(Vec<double> x, double p) { return double_function(x.raw, Vec<double>(p).raw); }
+#define TD_EXPAND(macro, ...) macro(__VA_ARGS__)
+TD_EXPAND(TD_VECTOR_POW, TD_SLEEF(pow, u10))
+#undef TD_VECTOR_POW
+#undef TD_EXPAND
+
+TD_NAMESPACE_END
+
+#endif

@@ -1,0 +1,57 @@
+// The ops' schemas and the module taylorderiv._C, which says what this build holds.
+#include "arguments.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+
+STABLE_TORCH_LIBRARY(taylorderiv, m) {
+  m.def("unary(Tensor x, str op, float[] params, int[] orders, float[] weights) -> Tensor");
+  m.def(
+      "unary_backward(Tensor grad, Tensor x, str op, float[] params, int[] orders, float[] weights)"
+      " -> Tensor");
+  m.def(
+      "unary_double_backward(Tensor grad_grad, Tensor grad, Tensor x, str op, float[] params, int[] orders,"
+      " float[] weights) -> (Tensor, Tensor)");
+  m.def("cauchy(Tensor a, Tensor b, int[] orders, float[] weights) -> Tensor");
+  m.def("correlate(Tensor b, Tensor grad, int[] orders, float[] weights) -> Tensor");
+}
+
+namespace {
+
+namespace py = pybind11;
+using namespace taylorderiv;
+
+std::vector<std::string> unary_ops() {
+  std::vector<std::string> names;
+  for (int i = 0; i < unary_op_count; ++i) names.emplace_back(unary_op_infos[i].name);
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+#ifdef TD_X86
+  info["instruction_sets"] = std::vector<std::string>{"baseline", "avx2", "avx512"};
+#else
+  info["instruction_sets"] = std::vector<std::string>{"baseline"};
+#endif
+  info["instruction_set"] = name_of(best_instruction_set());
+  info["compiled_order"] = cpu_kernels<float>().compiled_order;
+#ifdef TD_CUDA_ARCHITECTURES
+  info["cuda"] = true;
+  info["cuda_architectures"] = TD_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = false;
+#endif
+  info["compiler"] = __VERSION__;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled part of taylorderiv. Importing it registers the ops torch.ops.taylorderiv.*.";
+  m.def("unary_ops", &unary_ops, "Names of the unary ops with a kernel.");
+  m.def("build_info", &build_info, "What was compiled in, and which instruction set is in use.");
+}

@@ -1,0 +1,46 @@
+// Elementary functions under one name for every number type: float and double here, SIMD vectors in cpu/vec.h.
+//
+// A number type T offers + - * / and comparisons, T(double), select(mask, a, b), and the functions below.
+#pragma once
+
+#include "config.h"
+
+#include <cmath>
+
+TD_NAMESPACE_BEGIN
+
+TD_HD float select(bool mask, float a, float b) { return mask ? a : b; }
+TD_HD double select(bool mask, double a, double b) { return mask ? a : b; }
+
+// clang-format off
+#define TD_SCALAR_FUNCTION(name) \
+  TD_HD float name(float x) { return ::name##f(x); } \
+  TD_HD double name(double x) { return ::name(x); }
+TD_SCALAR_FUNCTION(exp)  TD_SCALAR_FUNCTION(exp2)  TD_SCALAR_FUNCTION(expm1)
+TD_SCALAR_FUNCTION(log)  TD_SCALAR_FUNCTION(log2)  TD_SCALAR_FUNCTION(log10)  TD_SCALAR_FUNCTION(log1p)
+TD_SCALAR_FUNCTION(sin)  TD_SCALAR_FUNCTION(cos)   TD_SCALAR_FUNCTION(tan)
+TD_SCALAR_FUNCTION(asin) TD_SCALAR_FUNCTION(acos)  TD_SCALAR_FUNCTION(atan)
+TD_SCALAR_FUNCTION(sinh) TD_SCALAR_FUNCTION(cosh)  TD_SCALAR_FUNCTION(tanh)
+TD_SCALAR_FUNCTION(asinh) TD_SCALAR_FUNCTION(acosh) TD_SCALAR_FUNCTION(atanh)
+TD_SCALAR_FUNCTION(erf)  TD_SCALAR_FUNCTION(erfc)  TD_SCALAR_FUNCTION(sqrt)   TD_SCALAR_FUNCTION(floor)
+#undef TD_SCALAR_FUNCTION
+// clang-format on
+
+TD_HD float abs(float x) { return ::fabsf(x); }
+TD_HD double abs(double x) { return ::fabs(x); }
+TD_HD float pow(float x, double p) { return ::powf(x, float(p)); }
+TD_HD double pow(double x, double p) { return ::pow(x, p); }
+TD_HD bool is_infinite(float x) { return abs(x) == HUGE_VALF; }
+TD_HD bool is_infinite(double x) { return abs(x) == HUGE_VAL; }
+// So close to the smallest number that relative accuracy is lost, or about to be.
+TD_HD bool is_tiny(float x) { return abs(x) < 1e-30f; }
+TD_HD bool is_tiny(double x) { return abs(x) < 1e-290; }
+TD_HD bool any(bool mask) { return mask; }
+
+// a b, where an exact zero annihilates even an infinity: x(t) has no such term.
+template <class T>
+TD_HD T annihilating_product(const T& a, const T& b) {
+  return select((a == T(0.0)) | (b == T(0.0)), T(0.0), a * b);
+}
+
+TD_NAMESPACE_END

@@ -1,0 +1,293 @@
+// One element's coefficients through an op: forward, backward, and the Cauchy product, over all directions.
+//
+// Generic in
+//   T       the number type: float, double, a SIMD vector, a dual number;
+//   L       the layout (layout.h);
+//   Orders  how a run-time order becomes a compile-time one: Orders::visit(order, f) calls f(K) with K a Const<k> or an
+//           int, K >= order (padded with zeros when larger).
+// load(c) reads coefficient c, store(c, value) writes it. Formulas: y_k = (1/k) sum_j j x_j s_{k-j}, and for the
+// gradient, dx_j = sum_{k>=j} s_{k-j} dy_k.
+#pragma once
+
+#include "dual.h"
+#include "layout.h"
+#include "unary_ops.h"
+
+TD_NAMESPACE_BEGIN
+
+// One direction's series: registers when the order is a Const, scratch memory otherwise.
+template <class T, int aux, class K>
+struct Work {
+  using Number = T;
+  T x[K::value + 1], dx[K::value + 1], y[K::value + 1], s[K::value + 1], g[K::value + 1];
+  T a[aux > 0 ? aux : 1][K::value + 1];
+  TD_HD Work(K, T*) {}
+};
+
+template <class T, int aux>
+struct Work<T, aux, int> {
+  using Number = T;
+  T *x, *dx, *y, *s, *g, *a[aux > 0 ? aux : 1];
+  TD_HD Work(int order, T* scratch) {
+    const int n = order + 1;
+    x = scratch, dx = x + n, y = dx + n, s = y + n, g = s + n;
+    for (int i = 0; i < (aux > 0 ? aux : 1); ++i) a[i] = g + (i + 1) * n;
+  }
+};
+
+// Numbers of scratch that any op needs at run-time orders up to `order`.
+constexpr long scratch_size(long order) { return (5 + 6) * (order + 1); }
+
+template <class K>
+TD_HD auto previous(K k) {
+  if constexpr (is_const<K>) {
+    return Const<K::value - 1>{};
+  } else {
+    return k - 1;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Coefficients of one direction in and out of memory
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class T, class K, class Load, class A>
+TD_HD void load_series(K K_, const Direction& d, int top, const Load& load, A& x) {
+  for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
+    x[k] = k <= d.stored()                 ? load(d.first + k - 1)
+           : k == d.order && d.carries_top ? load(top) * T(1.0 / d.weight)
+                                           : T(0.0);
+  });
+}
+
+template <class T, class K, class Load, class A>
+TD_HD void load_gradient(K K_, const Direction& d, int top, const Load& load, A& g) {
+  g[0] = T(0.0);  // the primal's own term is counted once, not per direction
+  for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
+    g[k] = k <= d.stored() ? load(d.first + k - 1) : k == d.order ? load(top) * T(d.weight) : T(0.0);
+  });
+}
+
+template <class T, class K, class Store, class A>
+TD_HD void store_series(K K_, const Direction& d, const Store& store, T& collapsed, const A& y) {
+  for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
+    if (k <= d.stored()) {
+      store(d.first + k - 1, y[k]);
+    } else if (k == d.order) {
+      collapsed = collapsed + T(d.weight) * y[k];
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Unary ops
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class Op, class T>
+TD_HD Seed<T, Op::aux> seed_of(const Op& op, const T& x) {
+  Seed<T, Op::aux> v;
+  if constexpr (Op::local_only) {
+    v.y = op.value(x);
+    v.s = T(0.0);
+  } else {
+    op.seed(x, v);
+  }
+  return v;
+}
+
+// A seed's derivative is what the recurrence gives at order 1.
+template <class Op, class S>
+TD_HD Seed<Dual<S>, Op::aux> seed_of(const Op& op, const Dual<S>& x) {
+  const Seed<S, Op::aux> v = seed_of(op, x.v);
+  Seed<Dual<S>, Op::aux> out;
+  if constexpr (Op::piecewise_linear || Op::local_only) {
+    out.y = {v.y, annihilating_product(v.s, x.d)};
+    out.s = {v.s, S(0)};
+  } else {
+    Work<S, Op::aux, Const<1>> w(Const<1>{}, nullptr);
+    w.x[0] = x.v, w.dx[0] = S(0), w.y[0] = v.y, w.s[0] = v.s;
+    for (int i = 0; i < Op::aux; ++i) w.a[i][0] = v.a[i];
+    w.x[1] = w.dx[1] = x.d;
+    w.y[1] = w.s[0] * x.d;
+    op.step(Const<1>{}, w);
+    out.y = {w.y[0], w.y[1]};
+    out.s = {w.s[0], w.s[1]};
+    for (int i = 0; i < Op::aux; ++i) out.a[i] = {w.a[i][0], w.a[i][1]};
+  }
+  return out;
+}
+
+// Whether an op can be propagated by local(): see unary_ops.h.
+template <class Op>
+inline constexpr bool has_local = Op::singular || Op::local_only;
+
+template <class Op, class T>
+TD_HD auto needs_care(const Op& op, const Seed<T, Op::aux>& v) {
+  if constexpr (Op::singular) {
+    return op.needs_care(v.s);
+  } else {
+    return false;
+  }
+}
+
+// Taylor coefficients of phi' at the point x, j = 0..n.
+template <class Op, class T>
+TD_HD void local_coefficients(const Op& op, const T& x, int n, T* c) {
+  op.local(double(x), n, [&](int j, double value) { c[j] = T(value); });
+}
+
+template <class Op, class S>
+TD_HD void local_coefficients(const Op& op, const Dual<S>& x, int n, Dual<S>* c) {
+  op.local(double(x.v), n + 1, [&](int j, double value) {
+    if (j <= n) c[j].v = S(value);
+    if (j >= 1) c[j - 1].d = annihilating_product(S(j * value), x.d);
+  });
+}
+
+// The slope series by Horner's rule in x(t) - x_0: right where the recurrence is not (singular points), and slower.
+template <class Op, class W>
+TD_HD_COLD void propagate_local(const Op& op, int order, W& w) {
+  using T = typename W::Number;
+  T* const c = w.a[0];
+  local_coefficients(op, w.x[0], order, c);
+  for (int k = 1; k <= order; ++k) w.s[k] = T(0.0);
+  w.s[0] = c[order];
+  for (int j = order - 1; j >= 0; --j) {
+    for (int k = order; k >= 1; --k) {
+      T sum(0.0);
+      for (int i = 1; i <= k; ++i) sum = sum + annihilating_product(w.x[i], w.s[k - i]);
+      w.s[k] = sum;
+    }
+    w.s[0] = c[j];
+  }
+  for (int k = 1; k <= order; ++k) {
+    T sum(0.0);
+    for (int j = 1; j <= k; ++j) sum = sum + annihilating_product(w.dx[j], w.s[k - j]);
+    w.y[k] = sum * T(1.0 / k);
+  }
+}
+
+// y_1..y_K and s_0..s_K (s_K only if `with_last_slope`) of one direction from x_0..x_K.
+template <bool local, bool with_last_slope, class Op, class T, class K, class W>
+TD_HD void propagate(const Op& op, K K_, const Seed<T, Op::aux>& v, W& w) {
+  w.y[0] = v.y;
+  w.s[0] = v.s;
+  for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA { w.dx[k] = T(double(k)) * w.x[k]; });
+  if constexpr (local) {
+    propagate_local(op, K_, w);
+  } else if constexpr (Op::piecewise_linear) {
+    for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
+      w.s[k] = T(0.0);
+      w.y[k] = annihilating_product(v.s, w.x[k]);
+    });
+  } else {
+    for (int i = 0; i < Op::aux; ++i) w.a[i][0] = v.a[i];
+    for_each<1>(previous(K_), [&](auto k) TD_INLINE_LAMBDA {
+      w.y[k] = integrate(k, w.dx, w.s);
+      op.step(k, w);
+    });
+    w.y[K_] = integrate(K_, w.dx, w.s);
+    if constexpr (with_last_slope) op.step(K_, w);
+  }
+}
+
+// Returns where the recurrence isn't good enough and the element has to be redone with local = true.
+template <class Orders, bool local, class T, class Op, class L, class Load, class Store>
+TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, T* scratch) {
+  const T x0 = load(0);
+  const Seed<T, Op::aux> v = seed_of(op, x0);
+  const int top = layout.top();
+  store(0, v.y);
+  T collapsed(0.0);
+  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
+    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+      Work<T, Op::aux, decltype(K)> w(K, scratch);
+      w.x[0] = x0;
+      load_series<T>(K, d, top, load, w.x);
+      propagate<local, false>(op, K, v, w);
+      store_series<T>(K, d, store, collapsed, w.y);
+    });
+  });
+  if (layout.collapsed()) store(top, collapsed);
+  return needs_care(op, v);
+}
+
+template <class Orders, bool local, class T, class Op, class L, class LoadX, class LoadG, class Store>
+TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, const LoadG& load_g, const Store& store,
+                          T* scratch) {
+  constexpr bool annihilate = local || Op::piecewise_linear;
+  const T x0 = load_x(0);
+  const Seed<T, Op::aux> v = seed_of(op, x0);
+  const int top = layout.top();
+  T slope = v.s;
+  if constexpr (local) {
+    T c[2];
+    local_coefficients(op, x0, 1, c);
+    slope = c[0];
+  }
+  T dx0 = product<annihilate>(slope, load_g(0));
+  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
+    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+      Work<T, Op::aux, decltype(K)> w(K, scratch);
+      w.x[0] = x0;
+      load_series<T>(K, d, top, load_x, w.x);
+      load_gradient<T>(K, d, top, load_g, w.g);
+      propagate<local, true>(op, K, v, w);
+      dx0 = dx0 + correlation<annihilate>(Const<0>{}, K, w.s, w.g);
+      for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
+        if (j <= d.stored()) store(d.first + j - 1, correlation<annihilate>(j, K, w.s, w.g));
+      });
+    });
+  });
+  if (layout.collapsed()) store(top, product<annihilate>(slope, load_g(top)));
+  store(0, dx0);
+  return needs_care(op, v);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products of two jets
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class Orders, class T, class L, class LoadA, class LoadB, class Store>
+TD_HD void cauchy_forward(const L& layout, const LoadA& load_a, const LoadB& load_b, const Store& store, T* scratch) {
+  const T a0 = load_a(0), b0 = load_b(0);
+  const int top = layout.top();
+  store(0, a0 * b0);
+  T collapsed(0.0);
+  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
+    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+      Work<T, 0, decltype(K)> w(K, scratch);
+      w.x[0] = a0;
+      w.s[0] = b0;
+      load_series<T>(K, d, top, load_a, w.x);
+      load_series<T>(K, d, top, load_b, w.s);
+      for_each<1>(K, [&](auto k) TD_INLINE_LAMBDA { w.y[k] = cauchy(k, w.x, w.s); });
+      store_series<T>(K, d, store, collapsed, w.y);
+    });
+  });
+  if (layout.collapsed()) store(top, collapsed);
+}
+
+// The gradient of cauchy_forward with respect to a, given b and the gradient g of the product.
+template <class Orders, class T, class L, class LoadB, class LoadG, class Store>
+TD_HD void correlate(const L& layout, const LoadB& load_b, const LoadG& load_g, const Store& store, T* scratch) {
+  const T b0 = load_b(0);
+  const int top = layout.top();
+  T da0 = b0 * load_g(0);
+  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
+    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+      Work<T, 0, decltype(K)> w(K, scratch);
+      load_series<T>(K, d, top, load_b, w.s);
+      load_gradient<T>(K, d, top, load_g, w.g);
+      w.s[0] = b0;
+      da0 = da0 + correlation<false>(Const<0>{}, K, w.s, w.g);
+      for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
+        if (j <= d.stored()) store(d.first + j - 1, correlation<false>(j, K, w.s, w.g));
+      });
+    });
+  });
+  if (layout.collapsed()) store(top, b0 * load_g(top));
+  store(0, da0);
+}
+
+TD_NAMESPACE_END

@@ -1,0 +1,141 @@
+// Truncated power series: sums over products of coefficients, for an order known at compile time or at run time.
+//
+// An index k is either an int or a Const<k>; with a Const every sum is written out and the coefficients live in
+// registers. The sums are fold expressions rather than loops or lambdas: that halves the compile time.
+#pragma once
+
+#include "math.h"
+
+#include <utility>
+
+TD_NAMESPACE_BEGIN
+
+template <int value_>
+struct Const {
+  static constexpr int value = value_;
+  TD_HD constexpr operator int() const { return value_; }
+};
+
+template <class K>
+inline constexpr bool is_const = false;
+template <int k>
+inline constexpr bool is_const<Const<k>> = true;
+
+// The integers first, ..., last as a parameter pack.
+template <int first, int last>
+using Indices = std::make_integer_sequence<int, (last >= first ? last - first + 1 : 0)>;
+
+template <int first, class F, int... i>
+TD_HD void static_for(F& f, std::integer_sequence<int, i...>) {
+  (f(Const<first + i>{}), ...);
+}
+
+// f(first), ..., f(last), in this order.
+template <int first, class K, class F>
+TD_HD void for_each(K last, F&& f) {
+  if constexpr (is_const<K>) {
+    static_for<first>(f, Indices<first, K::value>{});
+  } else {
+    for (int i = first; i <= last; ++i) f(i);
+  }
+}
+
+template <bool annihilate, class T>
+TD_HD T product(const T& a, const T& b) {
+  if constexpr (annihilate) {
+    return annihilating_product(a, b);
+  } else {
+    return a * b;
+  }
+}
+
+namespace terms {
+// a and b shifted so that term i of the sum is a[i] b[-i], a[i] a[-i], ...
+template <class T, int i0, int... i>
+TD_HD T convolution(const T* a, const T* b, std::integer_sequence<int, i0, i...>) {
+  T sum = a[0] * b[0];
+  ((sum = sum + a[i] * b[-i]), ...);
+  return sum;
+}
+template <class T, int... i>
+TD_HD T pairs(const T* a, const T* b, std::integer_sequence<int, i...>) {
+  T sum(0.0);
+  ((sum = sum + a[i] * b[-i]), ...);
+  return sum;
+}
+template <bool annihilate, class T, int i0, int... i>
+TD_HD T correlation(const T* s, const T* g, std::integer_sequence<int, i0, i...>) {
+  T sum = product<annihilate>(s[0], g[0]);
+  ((sum = sum + product<annihilate>(s[i], g[i])), ...);
+  return sum;
+}
+template <int k, class T, int... i>
+TD_HD T power(double p, const T* u, const T* s, std::integer_sequence<int, i...>) {
+  T sum(0.0);
+  ((sum = sum + T(p * (i + 1) / k - 1.0) * (u[i + 1] * s[k - i - 1])), ...);
+  return sum;
+}
+}  // namespace terms
+
+// sum_{j=first..k} a_j b_{k-j}, first <= k; with first = 0 the k-th coefficient of the product a b.
+template <int first = 0, class K, class T>
+TD_HD T cauchy(K k, const T* a, const T* b) {
+  if constexpr (is_const<K>) {
+    return terms::convolution(a + first, b + (k - first), Indices<first, K::value>{});
+  } else {
+    T sum = a[first] * b[k - first];
+    for (int j = first + 1; j <= k; ++j) sum = sum + a[j] * b[k - j];
+    return sum;
+  }
+}
+
+// sum_{j=1..k-1} a_j a_{k-j}, each pair once.
+template <class K, class T>
+TD_HD T square_interior(K k, const T* a) {
+  T sum(0.0);
+  if constexpr (is_const<K>) {
+    sum = terms::pairs(a + 1, a + (k - 1), Indices<1, (K::value - 1) / 2>{});
+  } else {
+    for (int j = 1; j <= (k - 1) / 2; ++j) sum = sum + a[j] * a[k - j];
+  }
+  sum = sum + sum;
+  return k % 2 == 0 ? sum + a[k / 2] * a[k / 2] : sum;
+}
+
+// k-th coefficient of a^2, k >= 1.
+template <class K, class T>
+TD_HD T square(K k, const T* a) {
+  return square_interior(k, a) + T(2.0) * a[0] * a[k];
+}
+
+// k-th coefficient of the integral of a'(t) b(t), with da_j = j a_j: (1/k) sum_{j=1..k} da_j b_{k-j}.
+template <class K, class T>
+TD_HD T integrate(K k, const T* da, const T* b) {
+  return cauchy<1>(k, da, b) * T(1.0 / k);
+}
+
+// sum_{k=j..order} s_{k-j} g_k.
+template <bool annihilate, class J, class K, class T>
+TD_HD T correlation(J j, K order, const T* s, const T* g) {
+  if constexpr (is_const<K>) {
+    return terms::correlation<annihilate>(s, g + j, Indices<J::value, K::value>{});
+  } else {
+    T sum = product<annihilate>(s[0], g[j]);
+    for (int k = j + 1; k <= order; ++k) sum = sum + product<annihilate>(s[k - j], g[k]);
+    return sum;
+  }
+}
+
+// k-th coefficient of a series s proportional to u^(p-1): k u_0 s_k = sum_{j=1..k} (p j - k) u_j s_{k-j}.
+template <class K, class T>
+TD_HD T power(K k, double p, const T* u, const T* s) {
+  T sum(0.0);
+  if constexpr (is_const<K>) {
+    sum = terms::power<K::value>(p, u, s, Indices<1, K::value>{});
+  } else {
+    for (int j = 1; j <= k; ++j) sum = sum + T(p * j / k - 1.0) * (u[j] * s[k - j]);
+  }
+  return sum * (T(1.0) / u[0]);
+}
+
+TD_NAMESPACE_END

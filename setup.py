@@ -1,0 +1,56 @@
+"""Builds the extension ``taylorderiv._C`` against the PyTorch that is installed (use ``--no-build-isolation``).
+
+With CUDA when PyTorch was built with CUDA and a CUDA toolkit is found. Environment:
+    TAYLORDERIV_CUDA=0 | 1     without CUDA in any case | with it, or fail
+    TORCH_CUDA_ARCH_LIST       architectures, by default "8.0;9.0+PTX"
+    MAX_JOBS                   parallel compilations
+"""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+from pybind11 import get_include
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: one binary for it and what follows (stable ABI)
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def wants_cuda() -> bool:
+    possible = torch.version.cuda is not None and CUDA_HOME is not None
+    choice = os.environ.get("TAYLORDERIV_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        raise SystemExit(f"TAYLORDERIV_CUDA must be 0 or 1, got {choice!r}")
+    if choice == "1" and not possible:
+        raise SystemExit(
+            f"TAYLORDERIV_CUDA=1, but PyTorch was built for CUDA {torch.version.cuda} and CUDA_HOME is {CUDA_HOME}"
+        )
+    return possible and choice != "0"
+
+
+def extension() -> CppExtension:
+    sources = [str(path) for path in [Path("csrc/library.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]]
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+    if platform.machine() in ("x86_64", "AMD64"):
+        macros.append(("TD_X86", "1"))
+    # NaN and infinity keep their meaning: no -ffast-math.
+    cxx = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+    cxx += ["-fno-trapping-math", "-Wall", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+    if not wants_cuda():
+        arguments = {"sources": sources, "define_macros": macros, "extra_compile_args": {"cxx": cxx}}
+        return CppExtension("taylorderiv._C", include_dirs=[get_include()], **arguments)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
+    return CUDAExtension(
+        "taylorderiv._C",
+        sources=sources + [str(path) for path in sorted(Path("csrc/cuda").glob("*.cu"))],
+        include_dirs=[get_include()],
+        define_macros=[*macros, ("USE_CUDA", "1"), ("TD_CUDA_ARCHITECTURES", f'\\"{architectures}\\"')],
+        extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]},
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
