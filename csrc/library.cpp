@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <map>
+#include <algorithm>
 
 STABLE_TORCH_LIBRARY(taylorderiv, m) {
   m.def("unary(Tensor x, str op, float[] params, int[] orders, float[] weights) -> Tensor");
@@ -29,6 +29,11 @@ std::vector<std::string> unary_ops() {
   return names;
 }
 
+std::vector<int> compiled_orders() {
+  const int* const orders = cpu_kernels<float>().compiled_orders;
+  return {orders, std::find(orders, orders + 100, 0)};
+}
+
 py::dict build_info() {
   py::dict info;
 #ifdef TD_X86
@@ -37,7 +42,6 @@ py::dict build_info() {
   info["instruction_sets"] = std::vector<std::string>{"baseline"};
 #endif
   info["instruction_set"] = name_of(best_instruction_set());
-  info["compiled_order"] = cpu_kernels<float>().compiled_order;
 #ifdef TD_CUDA_ARCHITECTURES
   info["cuda"] = true;
   info["cuda_architectures"] = TD_CUDA_ARCHITECTURES;
@@ -53,5 +57,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled part of taylorderiv. Importing it registers the ops torch.ops.taylorderiv.*.";
   m.def("unary_ops", &unary_ops, "Names of the unary ops with a kernel.");
+  m.def("compiled_orders", &compiled_orders,
+        "Orders with unrolled code on this machine; orders in between are padded, higher ones use a loop.");
   m.def("build_info", &build_info, "What was compiled in, and which instruction set is in use.");
 }

@@ -10,6 +10,7 @@ TD_NAMESPACE_BEGIN
 
 // Any order, by loops.
 struct LoopOrders {
+  static constexpr int list[] = {0};
   template <class F>
   TD_HD static void visit(const Direction& d, F&& f) {
     f(d.order, d);
@@ -19,6 +20,8 @@ struct LoopOrders {
 // Unrolled code for each of the ascending orders `of`; an order in between is padded with zero coefficients to the next.
 template <int... of>
 struct UnrolledOrders {
+  static constexpr int list[] = {of..., 0};
+
   template <class F>
   TD_HD static void visit(const Direction& d, F&& f) {
     int below = 0;
@@ -27,8 +30,9 @@ struct UnrolledOrders {
   }
 
  private:
+  // A function of its own: one large function with all orders takes the compiler twice as long.
   template <int order, class F>
-  TD_HD static void padded(const Direction& d, int below, F&& f) {
+  __attribute__((noinline)) static void padded(Direction d, int below, F& f) {
     // Known to the compiler, so that most tests against the order vanish.
     if (d.order > order || d.order <= below) __builtin_unreachable();
     f(Const<order>{}, d);
@@ -41,7 +45,6 @@ using Orders = UnrolledOrders<1, 2, 3, 4, 6, 10>;
 #else
 using Orders = UnrolledOrders<2, 4, 10>;  // fewer, for the compile time
 #endif
-inline constexpr int compiled_order = 10;
 template <class S>
 using Number = Vec<S>;
 template <class S>
@@ -60,7 +63,6 @@ TD_HD bool lane(Mask mask, int i) {
 }
 #else
 using Orders = LoopOrders;
-inline constexpr int compiled_order = 0;
 template <class S>
 using Number = S;
 template <class S>
@@ -221,4 +223,4 @@ TD_NAMESPACE_END
   const taylorderiv::CpuKernels<TD_SCALAR> taylorderiv::symbol = {                             \
       taylorderiv::symbol##_forward, taylorderiv::symbol##_backward,                           \
       &taylorderiv::cauchy_product<TD_SCALAR>, &taylorderiv::correlation<TD_SCALAR>,           \
-      taylorderiv::compiled_order};
+      taylorderiv::Orders::list};

@@ -48,7 +48,7 @@ struct CpuKernels {
   const Forward* forward;    // indexed by op
   const Backward* backward;  // indexed by op
   Product cauchy, correlate;
-  int compiled_order;  // orders up to this one have code of their own; above, a loop
+  const int* compiled_orders;  // ascending, ended by 0: unrolled code; other orders are padded or, above, use a loop
 };
 
 struct UnaryOpInfo {
