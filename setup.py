@@ -53,4 +53,10 @@ def extension() -> CppExtension:
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+class Build(BuildExtension):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = "build/temp"  # kept between builds, also by editable installs: only what changed is compiled
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": Build})
