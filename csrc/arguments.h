@@ -16,15 +16,27 @@ namespace taylorderiv {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The index of the unary op `name`, having checked the number of its parameters.
-inline int unary_op_index(const std::string& name, const std::vector<double>& params) {
+inline int unary_op_index(const std::string& name) {
   for (int i = 0; i < unary_op_count; ++i) {
-    if (name != unary_op_infos[i].name) continue;
-    STD_TORCH_CHECK(int(params.size()) == unary_op_infos[i].params, "taylorderiv: op '", name, "' takes ",
-                    unary_op_infos[i].params, " params, got ", params.size());
-    return i;
+    if (name == unary_op_infos[i].name) return i;
   }
   STD_TORCH_CHECK(false, "taylorderiv: no kernel for the unary op '", name, "'");
+}
+
+// The index of the unary op `name`, having checked the number of its parameters.
+inline int unary_op_index(const std::string& name, const std::vector<double>& params) {
+  const int index = unary_op_index(name);
+  STD_TORCH_CHECK(int(params.size()) == unary_op_infos[index].params, "taylorderiv: op '", name, "' takes ",
+                  unary_op_infos[index].params, " params, got ", params.size());
+  return index;
+}
+
+// Calls f(S{}) with S = float or double, the tensor's dtype.
+template <class F>
+auto with_scalar(const Tensor& t, F&& f) {
+  if (t.scalar_type() == ScalarType::Float) return f(float{});
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double, "taylorderiv: coefficients must be float32 or float64");
+  return f(double{});
 }
 
 // A layout together with the lists that it points into.

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
 
 STABLE_TORCH_LIBRARY(taylorderiv, m) {
   m.def("unary(Tensor x, str op, float[] params, int[] orders, float[] weights) -> Tensor");
@@ -16,6 +17,12 @@ STABLE_TORCH_LIBRARY(taylorderiv, m) {
       " float[] weights) -> (Tensor, Tensor)");
   m.def("cauchy(Tensor a, Tensor b, int[] orders, float[] weights) -> Tensor");
   m.def("correlate(Tensor b, Tensor grad, int[] orders, float[] weights) -> Tensor");
+  m.def(
+      "chain(Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders, float[] collapse)"
+      " -> Tensor");
+  m.def(
+      "chain_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders,"
+      " float[] collapse, bool input_gradient) -> Tensor[]");
 }
 
 namespace {
@@ -27,6 +34,12 @@ std::vector<std::string> unary_ops() {
   std::vector<std::string> names;
   for (int i = 0; i < unary_op_count; ++i) names.emplace_back(unary_op_infos[i].name);
   return names;
+}
+
+std::map<std::string, int> unary_params() {
+  std::map<std::string, int> counts;
+  for (int i = 0; i < unary_op_count; ++i) counts[unary_op_infos[i].name] = unary_op_infos[i].params;
+  return counts;
 }
 
 std::vector<int> compiled_orders() {
@@ -57,6 +70,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled part of taylorderiv. Importing it registers the ops torch.ops.taylorderiv.*.";
   m.def("unary_ops", &unary_ops, "Names of the unary ops with a kernel.");
+  m.def("unary_params", &unary_params, "How many parameters each unary op takes.");
   m.def("compiled_orders", &compiled_orders,
         "Orders with unrolled code on this machine; orders in between are padded, higher ones use a loop.");
   m.def("build_info", &build_info, "What was compiled in, and which instruction set is in use.");

@@ -32,6 +32,13 @@ TD_HD float pow(float x, double p) { return ::powf(x, float(p)); }
 TD_HD double pow(double x, double p) { return ::pow(x, p); }
 TD_HD bool is_infinite(float x) { return abs(x) == HUGE_VALF; }
 TD_HD bool is_infinite(double x) { return abs(x) == HUGE_VAL; }
+// exp(z) and exp(z) - 1 for z <= 0, sharing the work.
+template <class T>
+struct ExpPair {
+  T e, m;
+};
+TD_HD ExpPair<float> exp_pair(float z) { return {exp(z), expm1(z)}; }
+TD_HD ExpPair<double> exp_pair(double z) { return {exp(z), expm1(z)}; }
 // So close to the smallest number that relative accuracy is lost, or about to be.
 TD_HD bool is_tiny(float x) { return abs(x) < 1e-30f; }
 TD_HD bool is_tiny(double x) { return abs(x) < 1e-290; }

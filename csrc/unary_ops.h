@@ -189,9 +189,9 @@ struct ExponentialLinear : Op {
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
     const auto linear = x > T(0.0);
-    const T z = select(linear, T(0.0), T(rate) * x);
-    v.y = T(scale) * select(linear, x, T(alpha) * expm1(z));
-    v.s = T(scale) * select(linear, T(1.0), T(alpha * rate) * exp(z));
+    const ExpPair<T> p = exp_pair(select(linear, T(0.0), T(rate) * x));
+    v.y = T(scale) * select(linear, x, T(alpha) * p.m);
+    v.s = T(scale) * select(linear, T(1.0), T(alpha * rate) * p.e);
   }
   template <class K, class W>
   TD_HD void step(K k, W& w) const {
@@ -417,9 +417,10 @@ struct Tanh : Op {
   TD_HD explicit Tanh(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
-    v.y = tanh(x);
-    const T sech = T(1.0) / cosh(x);
-    v.s = sech * sech;
+    const ExpPair<T> p = exp_pair(T(-2.0) * abs(x));
+    const T d = T(1.0) / (T(1.0) + p.e);
+    v.y = select(x < T(0.0), p.m * d, -(p.m * d));
+    v.s = T(4.0) * p.e * d * d;  // 1 / cosh^2
   }
   template <class K, class W>
   TD_HD void step(K k, W& w) const {
@@ -529,13 +530,12 @@ template <class T>
 struct Logistic {
   T sigma, q, tau;
   TD_HD explicit Logistic(const T& z) {
-    const T m = expm1(-abs(z));
-    const T e = exp(-abs(z));
-    const T larger = T(1.0) / (T(1.0) + e);
+    const ExpPair<T> p = exp_pair(-abs(z));
+    const T larger = T(1.0) / (T(1.0) + p.e);
     const auto negative = z < T(0.0);
-    sigma = select(negative, e * larger, larger);
-    q = e * larger * larger;
-    tau = select(negative, m * larger, -m * larger);
+    sigma = select(negative, p.e * larger, larger);
+    q = p.e * larger * larger;
+    tau = select(negative, p.m * larger, -(p.m * larger));
   }
 };
 

@@ -4,7 +4,7 @@
 
 #include "../propagate.h"
 #include "kernels.h"
-#include "vec.h"
+#include "number.h"
 
 TD_NAMESPACE_BEGIN
 
@@ -39,44 +39,13 @@ struct UnrolledOrders {
   }
 };
 
-#ifdef TD_SIMD_BYTES
-#ifdef TD_SIMD_AVX512
+#if defined(TD_SIMD_AVX512)
 using Orders = UnrolledOrders<1, 2, 3, 4, 6, 10>;
-#else
+#elif defined(TD_SIMD_AVX2)
 using Orders = UnrolledOrders<2, 4, 10>;  // fewer, for the compile time
-#endif
-template <class S>
-using Number = Vec<S>;
-template <class S>
-inline constexpr int lanes_of = Vec<S>::lanes;
-template <class S>
-TD_HD Vec<S> load_number(const S* p) {
-  return Vec<S>::load(p);
-}
-template <class S>
-TD_HD void store_number(S* p, Vec<S> v) {
-  v.store(p);
-}
-template <class Mask>
-TD_HD bool lane(Mask mask, int i) {
-  return mask[i];
-}
 #else
 using Orders = LoopOrders;
-template <class S>
-using Number = S;
-template <class S>
-inline constexpr int lanes_of = 1;
-template <class S>
-TD_HD S load_number(const S* p) {
-  return *p;
-}
-template <class S>
-TD_HD void store_number(S* p, S v) {
-  *p = v;
-}
 #endif
-TD_HD bool lane(bool mask, int) { return mask; }
 
 template <class S>
 struct Loader {

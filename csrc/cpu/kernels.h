@@ -51,6 +51,18 @@ struct CpuKernels {
   const int* compiled_orders;  // ascending, ended by 0: unrolled code; other orders are padded or, above, use a loop
 };
 
+// C (rows x columns, columns a multiple of the vector length) = or += A B, with A(m, k) at a[m a_row + k a_depth].
+struct GemmShape {
+  int64_t rows, columns, depth, a_row, a_depth, b_row, c_row;
+  bool accumulate;
+};
+
+template <class S>
+struct CpuGemm {
+  void (*multiply)(const GemmShape&, const S* a, const S* b, S* c);
+  int lanes;  // numbers in a SIMD vector
+};
+
 struct UnaryOpInfo {
   const char* name;
   int params;
@@ -58,7 +70,11 @@ struct UnaryOpInfo {
 
 extern const CpuKernels<float> kernels_baseline_f32;
 extern const CpuKernels<double> kernels_baseline_f64;
+extern const CpuGemm<float> gemm_baseline_f32;
+extern const CpuGemm<double> gemm_baseline_f64;
 #ifdef TD_X86
+extern const CpuGemm<float> gemm_avx2_f32, gemm_avx512_f32;
+extern const CpuGemm<double> gemm_avx2_f64, gemm_avx512_f64;
 extern const CpuKernels<float> kernels_avx2_f32, kernels_avx512_f32;
 extern const CpuKernels<double> kernels_avx2_f64, kernels_avx512_f64;
 #endif
@@ -80,5 +96,7 @@ InstructionSet best_instruction_set();
 // The kernels of the best instruction set that this machine has.
 template <class S>
 const CpuKernels<S>& cpu_kernels();
+template <class S>
+const CpuGemm<S>& cpu_gemm();
 
 }  // namespace taylorderiv

@@ -26,17 +26,6 @@ const CpuKernels<double>& cpu_kernels<double>() {
 
 namespace {
 
-// Calls f(S{}) with S = float or double, the tensor's dtype.
-template <class F>
-void with_scalar(const Tensor& t, F&& f) {
-  if (t.scalar_type() == ScalarType::Float) {
-    f(float{});
-  } else {
-    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double, "taylorderiv: coefficients must be float32 or float64");
-    f(double{});
-  }
-}
-
 // Runs f(range, scratch) on all elements of (C, ...) coefficients, on PyTorch's threads.
 template <class F>
 void parallel(const Tensor& x, const CheckedLayout& layout, const F& f) {

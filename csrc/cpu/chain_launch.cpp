@@ -1,0 +1,162 @@
+// The ops `chain` and `chain_backward` on the CPU: threads over tiles of points.
+#include "../arguments.h"
+#include "chain.h"
+
+#include <cstdlib>
+#include <memory>
+
+namespace taylorderiv {
+
+template <>
+const CpuGemm<float>& cpu_gemm<float>() {
+#ifdef TD_X86
+  if (best_instruction_set() == InstructionSet::avx512) return gemm_avx512_f32;
+  if (best_instruction_set() == InstructionSet::avx2) return gemm_avx2_f32;
+#endif
+  return gemm_baseline_f32;
+}
+
+template <>
+const CpuGemm<double>& cpu_gemm<double>() {
+#ifdef TD_X86
+  if (best_instruction_set() == InstructionSet::avx512) return gemm_avx512_f64;
+  if (best_instruction_set() == InstructionSet::avx2) return gemm_avx2_f64;
+#endif
+  return gemm_baseline_f64;
+}
+
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// The arguments that describe a chain: an empty op is no activation, an empty bias no bias.
+struct Description {
+  Tensors weights, biases;
+  std::vector<std::string> ops;
+  std::vector<double> params;
+  CheckedLayout layout;
+
+  template <class S>
+  std::vector<ChainLayer<S>> layers(const Tensor& x) const {
+    STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size() && ops.size() == weights.size(),
+                    "taylorderiv: a chain needs as many biases and ops as weights, got ", biases.size(), ", ",
+                    ops.size(), " and ", weights.size());
+    std::vector<ChainLayer<S>> layers;
+    int64_t width = x.size(x.dim() - 1);
+    size_t used = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const Tensor &w = weights[i], &b = biases[i];
+      STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == width, "taylorderiv: weight ", i, " of a chain must be (out, ",
+                      width, ")");
+      STD_TORCH_CHECK(b.numel() == 0 || b.numel() == w.size(0), "taylorderiv: bias ", i, " of a chain must have ",
+                      w.size(0), " elements, got ", b.numel());
+      for (const Tensor& t : {w, b}) {
+        STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == x.scalar_type() && t.device() == x.device(),
+                        "taylorderiv: weights and biases of a chain must be contiguous, with the dtype and device of x");
+      }
+      int op = -1;
+      const double* op_params = params.data() + used;
+      if (!ops[i].empty()) {
+        op = unary_op_index(ops[i]);
+        used += unary_op_infos[op].params;
+        STD_TORCH_CHECK(used <= params.size(), "taylorderiv: too few params for the ops of a chain");
+      }
+      layers.push_back({width, w.size(0), w.const_data_ptr<S>(), b.numel() ? b.const_data_ptr<S>() : nullptr, op,
+                        op_params});
+      width = w.size(0);
+    }
+    return layers;
+  }
+};
+
+// Runs f(thread, workspace) for each thread's share of the tiles: tiles [share(t), share(t + 1)) belong to thread t,
+// whichever worker runs it, so that sums over a thread's tiles are reproducible.
+template <class S, class F>
+std::vector<std::unique_ptr<S, decltype(&std::free)>> on_threads(const Chain<S>& chain, const F& f) {
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), chain.tiles());
+  const int64_t bytes = (chain.workspace() * int64_t(sizeof(S)) + 63) / 64 * 64;
+  std::vector<std::unique_ptr<S, decltype(&std::free)>> workspaces;
+  for (int64_t t = 0; t < threads; ++t) {
+    workspaces.emplace_back(static_cast<S*>(std::aligned_alloc(64, bytes)), &std::free);
+    STD_TORCH_CHECK(workspaces.back() != nullptr, "taylorderiv: out of memory for ", bytes, " bytes of workspace");
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      S* const workspace = workspaces[t].get();
+      std::fill_n(workspace, chain.gradients(), S(0));
+      for (int64_t tile = chain.tiles() * t / threads; tile < chain.tiles() * (t + 1) / threads; ++tile) {
+        f(tile, workspace);
+      }
+    }
+  });
+  return workspaces;
+}
+
+std::vector<int64_t> with_last(const Tensor& x, int64_t width) {
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = width;
+  return sizes;
+}
+
+Tensor chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops, std::vector<double> params,
+             std::vector<int64_t> orders, std::vector<double> collapse) {
+  const Description d{std::move(weights), std::move(biases), std::move(ops), std::move(params),
+                      {std::move(orders), std::move(collapse)}};
+  check_coefficients("x", x, x, d.layout);
+  return with_scalar(x, [&](auto scalar) {
+    using S = decltype(scalar);
+    const auto layers = d.layers<S>(x);
+    Tensor y = torch::stable::new_empty(x, with_last(x, layers.back().out));
+    if (y.numel() == 0) return y;
+    const int64_t points = x.numel() / (d.layout.view.size() * layers[0].in);
+    const Chain<S> chain(layers, d.layout.view, points, Chain<S>::Mode::forward);
+    on_threads(chain, [&](int64_t tile, S* workspace) {
+      chain.forward(tile, x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), workspace);
+    });
+    return y;
+  });
+}
+
+// The gradients of x (empty unless wanted), the weights, and the biases.
+Tensors chain_backward(Tensor grad, Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops,
+                       std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
+                       bool input_gradient) {
+  const Description d{std::move(weights), std::move(biases), std::move(ops), std::move(params),
+                      {std::move(orders), std::move(collapse)}};
+  check_coefficients("x", x, x, d.layout);
+  return with_scalar(x, [&](auto scalar) {
+    using S = decltype(scalar);
+    const auto layers = d.layers<S>(x);
+    STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == x.scalar_type() &&
+                        grad.numel() == x.numel() / layers[0].in * layers.back().out,
+                    "taylorderiv: grad must be a contiguous tensor of the shape and dtype of the chain's result");
+    Tensors gradients;
+    gradients.push_back(input_gradient ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
+    for (const auto* list : {&d.weights, &d.biases}) {
+      for (const Tensor& t : *list) gradients.push_back(torch::stable::new_zeros(t, t.sizes()));
+    }
+    const int64_t points = x.numel() / (d.layout.view.size() * layers[0].in);
+    if (points == 0) return gradients;
+    const Chain<S> chain(layers, d.layout.view, points, Chain<S>::Mode::backward);
+    const auto workspaces = on_threads(chain, [&](int64_t tile, S* workspace) {
+      chain.backward(tile, grad.const_data_ptr<S>(), x.const_data_ptr<S>(),
+                     input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);
+    });
+    std::vector<S*> sums;
+    for (const auto& workspace : workspaces) sums.push_back(workspace.get());
+    for (size_t i = 0; i < layers.size(); ++i) {
+      Tensor &weight = gradients[1 + i], &bias = gradients[1 + layers.size() + i];
+      chain.reduce(i, sums, weight.mutable_data_ptr<S>(), layers[i].bias ? bias.mutable_data_ptr<S>() : nullptr);
+    }
+    return gradients;
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(taylorderiv, CPU, m) {
+  m.impl("chain", TORCH_BOX(&chain));
+  m.impl("chain_backward", TORCH_BOX(&chain_backward));
+}
+
+}  // namespace taylorderiv
