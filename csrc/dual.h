@@ -9,7 +9,7 @@ template <class S>
 struct Dual {
   S v, d;
   Dual() = default;
-  TD_HD explicit Dual(double v) : v(S(v)), d(0) {}
+  TD_HD explicit Dual(double v) : v(S(v)), d(S(0.0)) {}
   TD_HD Dual(S v, S d) : v(v), d(d) {}
   TD_HD Dual operator-() const { return {-v, -d}; }
   TD_HD friend Dual operator+(const Dual& a, const Dual& b) { return {a.v + b.v, a.d + b.d}; }
@@ -19,6 +19,7 @@ struct Dual {
     const S quotient = a.v / b.v;
     return {quotient, (a.d - quotient * b.d) / b.v};
   }
+  TD_HD friend bool operator>=(const Dual& a, const Dual& b) { return a.v >= b.v; }
   TD_HD friend bool operator>(const Dual& a, const Dual& b) { return a.v > b.v; }
 };
 
@@ -34,11 +35,6 @@ TD_HD bool is_infinite(const Dual<S>& x) {
 template <class S>
 TD_HD bool is_tiny(const Dual<S>& x) {
   return is_tiny(x.v);
-}
-
-template <class S>
-TD_HD Dual<S> annihilating_product(const Dual<S>& a, const Dual<S>& b) {
-  return {annihilating_product(a.v, b.v), annihilating_product(a.v, b.d) + annihilating_product(a.d, b.v)};
 }
 
 TD_NAMESPACE_END

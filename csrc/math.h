@@ -44,10 +44,4 @@ TD_HD bool is_tiny(float x) { return abs(x) < 1e-30f; }
 TD_HD bool is_tiny(double x) { return abs(x) < 1e-290; }
 TD_HD bool any(bool mask) { return mask; }
 
-// a b, where an exact zero annihilates even an infinity: x(t) has no such term.
-template <class T>
-TD_HD T annihilating_product(const T& a, const T& b) {
-  return select((a == T(0.0)) | (b == T(0.0)), T(0.0), a * b);
-}
-
 TD_NAMESPACE_END

@@ -9,6 +9,7 @@
 // gradient, dx_j = sum_{k>=j} s_{k-j} dy_k.
 #pragma once
 
+#include "careful.h"
 #include "dual.h"
 #include "layout.h"
 #include "unary_ops.h"
@@ -86,12 +87,7 @@ TD_HD void store_series(K K_, const Direction& d, const Store& store, T& collaps
 template <class Op, class T>
 TD_HD Seed<T, Op::aux> seed_of(const Op& op, const T& x) {
   Seed<T, Op::aux> v;
-  if constexpr (Op::local_only) {
-    v.y = op.value(x);
-    v.s = T(0.0);
-  } else {
-    op.seed(x, v);
-  }
+  op.seed(x, v);
   return v;
 }
 
@@ -100,12 +96,12 @@ template <class Op, class S>
 TD_HD Seed<Dual<S>, Op::aux> seed_of(const Op& op, const Dual<S>& x) {
   const Seed<S, Op::aux> v = seed_of(op, x.v);
   Seed<Dual<S>, Op::aux> out;
-  if constexpr (Op::piecewise_linear || Op::local_only) {
-    out.y = {v.y, annihilating_product(v.s, x.d)};
-    out.s = {v.s, S(0)};
+  if constexpr (Op::piecewise_linear) {
+    out.y = {v.y, v.s * x.d};
+    out.s = {v.s, S(0.0)};
   } else {
     Work<S, Op::aux, Const<1>> w(Const<1>{}, nullptr);
-    w.x[0] = x.v, w.dx[0] = S(0), w.y[0] = v.y, w.s[0] = v.s;
+    w.x[0] = x.v, w.dx[0] = S(0.0), w.y[0] = v.y, w.s[0] = v.s;
     for (int i = 0; i < Op::aux; ++i) w.a[i][0] = v.a[i];
     w.x[1] = w.dx[1] = x.d;
     w.y[1] = w.s[0] * x.d;
@@ -140,8 +136,34 @@ template <class Op, class S>
 TD_HD void local_coefficients(const Op& op, const Dual<S>& x, int n, Dual<S>* c) {
   op.local(double(x.v), n + 1, [&](int j, double value) {
     if (j <= n) c[j].v = S(value);
-    if (j >= 1) c[j - 1].d = annihilating_product(S(j * value), x.d);
+    if (j >= 1) c[j - 1].d = S(j * value) * x.d;
   });
+}
+
+// The value and the slope by local(), without auxiliary series.
+template <class Op, class T>
+TD_HD Seed<T, Op::aux> local_seed_of(const Op& op, const T& x) {
+  Seed<T, Op::aux> v;
+  if constexpr (Op::local_only) {
+    v.y = op.value(x);
+  } else {
+    op.seed(x, v);
+  }
+  T c[2];
+  local_coefficients(op, x, 1, c);
+  v.s = c[0];
+  return v;
+}
+
+template <class Op, class S>
+TD_HD Seed<Dual<S>, Op::aux> local_seed_of(const Op& op, const Dual<S>& x) {
+  const Seed<S, Op::aux> v = local_seed_of(op, x.v);
+  Dual<S> c[2];
+  local_coefficients(op, x, 1, c);
+  Seed<Dual<S>, Op::aux> out;
+  out.y = {v.y, v.s * x.d};
+  out.s = c[0];
+  return out;
 }
 
 // The slope series by Horner's rule in x(t) - x_0: right where the recurrence is not (singular points), and slower.
@@ -153,18 +175,10 @@ TD_HD_COLD void propagate_local(const Op& op, int order, W& w) {
   for (int k = 1; k <= order; ++k) w.s[k] = T(0.0);
   w.s[0] = c[order];
   for (int j = order - 1; j >= 0; --j) {
-    for (int k = order; k >= 1; --k) {
-      T sum(0.0);
-      for (int i = 1; i <= k; ++i) sum = sum + annihilating_product(w.x[i], w.s[k - i]);
-      w.s[k] = sum;
-    }
+    for (int k = order; k >= 1; --k) w.s[k] = cauchy<1>(k, w.x, w.s);
     w.s[0] = c[j];
   }
-  for (int k = 1; k <= order; ++k) {
-    T sum(0.0);
-    for (int j = 1; j <= k; ++j) sum = sum + annihilating_product(w.dx[j], w.s[k - j]);
-    w.y[k] = sum * T(1.0 / k);
-  }
+  for (int k = 1; k <= order; ++k) w.y[k] = integrate(k, w.dx, w.s);
 }
 
 // y_1..y_K and s_0..s_K (s_K only if `with_last_slope`) of one direction from x_0..x_K.
@@ -178,7 +192,7 @@ TD_HD void propagate(const Op& op, K K_, const Seed<T, Op::aux>& v, W& w) {
   } else if constexpr (Op::piecewise_linear) {
     for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
       w.s[k] = T(0.0);
-      w.y[k] = annihilating_product(v.s, w.x[k]);
+      w.y[k] = v.s * w.x[k];
     });
   } else {
     for (int i = 0; i < Op::aux; ++i) w.a[i][0] = v.a[i];
@@ -191,11 +205,20 @@ TD_HD void propagate(const Op& op, K K_, const Seed<T, Op::aux>& v, W& w) {
   }
 }
 
+template <bool local, class Op, class T>
+TD_HD Seed<T, Op::aux> make_seed(const Op& op, const T& x) {
+  if constexpr (local) {
+    return local_seed_of(op, x);
+  } else {
+    return seed_of(op, x);
+  }
+}
+
 // Returns where the recurrence isn't good enough and the element has to be redone with local = true.
 template <class Orders, bool local, class T, class Op, class L, class Load, class Store>
 TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, T* scratch) {
   const T x0 = load(0);
-  const Seed<T, Op::aux> v = seed_of(op, x0);
+  const Seed<T, Op::aux> v = make_seed<local>(op, x0);
   const int top = layout.top();
   store(0, v.y);
   T collapsed(0.0);
@@ -215,17 +238,10 @@ TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const 
 template <class Orders, bool local, class T, class Op, class L, class LoadX, class LoadG, class Store>
 TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, const LoadG& load_g, const Store& store,
                           T* scratch) {
-  constexpr bool annihilate = local || Op::piecewise_linear;
   const T x0 = load_x(0);
-  const Seed<T, Op::aux> v = seed_of(op, x0);
+  const Seed<T, Op::aux> v = make_seed<local>(op, x0);
   const int top = layout.top();
-  T slope = v.s;
-  if constexpr (local) {
-    T c[2];
-    local_coefficients(op, x0, 1, c);
-    slope = c[0];
-  }
-  T dx0 = product<annihilate>(slope, load_g(0));
+  T dx0 = v.s * load_g(0);
   for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
     Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
       Work<T, Op::aux, decltype(K)> w(K, scratch);
@@ -233,13 +249,13 @@ TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, co
       load_series<T>(K, d, top, load_x, w.x);
       load_gradient<T>(K, d, top, load_g, w.g);
       propagate<local, true>(op, K, v, w);
-      dx0 = dx0 + correlation<annihilate>(Const<0>{}, K, w.s, w.g);
+      dx0 = dx0 + correlation(Const<0>{}, K, d.order, w.s, w.g);
       for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-        if (j <= d.stored()) store(d.first + j - 1, correlation<annihilate>(j, K, w.s, w.g));
+        if (j <= d.stored()) store(d.first + j - 1, correlation(j, K, d.order, w.s, w.g));
       });
     });
   });
-  if (layout.collapsed()) store(top, product<annihilate>(slope, load_g(top)));
+  if (layout.collapsed()) store(top, v.s * load_g(top));
   store(0, dx0);
   return needs_care(op, v);
 }
@@ -280,9 +296,9 @@ TD_HD void correlate(const L& layout, const LoadB& load_b, const LoadG& load_g, 
       load_series<T>(K, d, top, load_b, w.s);
       load_gradient<T>(K, d, top, load_g, w.g);
       w.s[0] = b0;
-      da0 = da0 + correlation<false>(Const<0>{}, K, w.s, w.g);
+      da0 = da0 + correlation(Const<0>{}, K, d.order, w.s, w.g);
       for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-        if (j <= d.stored()) store(d.first + j - 1, correlation<false>(j, K, w.s, w.g));
+        if (j <= d.stored()) store(d.first + j - 1, correlation(j, K, d.order, w.s, w.g));
       });
     });
   });

@@ -40,15 +40,6 @@ TD_HD void for_each(K last, F&& f) {
   }
 }
 
-template <bool annihilate, class T>
-TD_HD T product(const T& a, const T& b) {
-  if constexpr (annihilate) {
-    return annihilating_product(a, b);
-  } else {
-    return a * b;
-  }
-}
-
 namespace terms {
 // a and b shifted so that term i of the sum is a[i] b[-i], a[i] a[-i], ...
 template <class T, int i0, int... i>
@@ -63,10 +54,10 @@ TD_HD T pairs(const T* a, const T* b, std::integer_sequence<int, i...>) {
   ((sum = sum + a[i] * b[-i]), ...);
   return sum;
 }
-template <bool annihilate, class T, int i0, int... i>
-TD_HD T correlation(const T* s, const T* g, std::integer_sequence<int, i0, i...>) {
-  T sum = product<annihilate>(s[0], g[0]);
-  ((sum = sum + product<annihilate>(s[i], g[i])), ...);
+template <class T, int... i>
+TD_HD T correlation(int last, const T* s, const T* g, std::integer_sequence<int, i...>) {
+  T sum(0.0);
+  ((i <= last ? void(sum = sum + s[i] * g[i]) : void()), ...);
   return sum;
 }
 template <int k, class T, int... i>
@@ -114,14 +105,14 @@ TD_HD T integrate(K k, const T* da, const T* b) {
   return cauchy<1>(k, da, b) * T(1.0 / k);
 }
 
-// sum_{k=j..order} s_{k-j} g_k.
-template <bool annihilate, class J, class K, class T>
-TD_HD T correlation(J j, K order, const T* s, const T* g) {
+// sum_{k=j..order} s_{k-j} g_k, order <= K. (Beyond the order s may be infinite: no zero in g may meet it.)
+template <class J, class K, class T>
+TD_HD T correlation(J j, K K_, int order, const T* s, const T* g) {
   if constexpr (is_const<K>) {
-    return terms::correlation<annihilate>(s, g + j, Indices<J::value, K::value>{});
+    return terms::correlation(order - j, s, g + j, Indices<J::value, K::value>{});
   } else {
-    T sum = product<annihilate>(s[0], g[j]);
-    for (int k = j + 1; k <= order; ++k) sum = sum + product<annihilate>(s[k - j], g[k]);
+    T sum(0.0);
+    for (int k = j; k <= order; ++k) sum = sum + s[k - j] * g[k];
     return sum;
   }
 }

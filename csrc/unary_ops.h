@@ -9,6 +9,7 @@
 //   singular           the recurrence breaks down where needs_care(s0) holds (derivatives infinite or underflowing);
 //                      there local(x0, n, put) puts (j, c_j), j = 0..n, the Taylor coefficients of phi' at x0, which
 //                      are composed with x(t) - x0 instead;
+//   wide               cancellation costs too many digits in float32: computed in float64;
 //   local_only         there is no recurrence: always local(), and value(x0) in place of seed().
 // Seeds avoid cancellation: 1/cosh^2 rather than 1 - tanh^2, sigma(x) sigma(-x) rather than sigma - sigma^2.
 //
@@ -27,7 +28,7 @@ struct Seed {
 struct Op {
   static constexpr int aux = 0;
   static constexpr int params = 0;
-  static constexpr bool piecewise_linear = false, singular = false, local_only = false;
+  static constexpr bool piecewise_linear = false, singular = false, local_only = false, wide = false;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -85,8 +86,8 @@ struct LeakyRelu : PiecewiseLinear {
   TD_HD explicit LeakyRelu(const double* p) : slope(p[0]) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
-    v.s = select(x <= T(0.0), T(slope), T(1.0));
-    v.y = select(x <= T(0.0), T(slope) * x, x);
+    v.s = select(x > T(0.0), T(1.0), T(slope));
+    v.y = select(x > T(0.0), x, T(slope) * x);
   }
 };
 
@@ -108,7 +109,7 @@ struct Hardtanh : PiecewiseLinear {
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
     v.y = select(x <= T(low), T(low), select(x >= T(high), T(high), x));
-    v.s = select(x <= T(low), T(0.0), select(x >= T(high), T(0.0), T(1.0)));
+    v.s = select(x > T(low), select(x < T(high), T(1.0), T(0.0)), T(0.0));
   }
 };
 
@@ -196,7 +197,7 @@ struct ExponentialLinear : Op {
   template <class K, class W>
   TD_HD void step(K k, W& w) const {
     using T = typename W::Number;
-    w.s[k] = select(w.x[0] > T(0.0), T(0.0), T(rate) * w.y[k]);
+    w.s[k] = select(w.x[0] >= T(0.0), T(0.0), T(rate) * w.y[k]);  // at 0 too, as in PyTorch
   }
 };
 
@@ -443,13 +444,17 @@ struct InverseOp : Op {
   }
   template <class T>
   TD_HD auto needs_care(const T& s) const {
-    return is_infinite(s);
+    return is_infinite(s) | is_tiny(s);
   }
-  // At x = 1 and x = -1 every derivative is infinite: the limits from inside the domain.
+  // At x = 1 and x = -1 every derivative is infinite: the limits from inside the domain. Where x^2 overflows, u = c2 x^2.
   template <class F>
   TD_HD void local(double x, int n, const F& put) const {
-    const bool alternates = c2 > 0 ? x > 0.0 : x < 0.0;
-    for (int j = 0; j <= n; ++j) put(j, (alternates && j % 2 == 1 ? -factor : factor) * HUGE_VAL);
+    const bool large = abs(x) > 2.0;
+    const bool alternates = large || c2 < 0 ? x < 0.0 : x > 0.0;
+    for (int j = 0; j <= n; ++j) {
+      const double size = large ? power_coefficient(abs(x), 2.0 * (p - 1.0), j) : HUGE_VAL;
+      put(j, (alternates && j % 2 == 1 ? -factor : factor) * size);
+    }
   }
 };
 
@@ -499,7 +504,6 @@ struct Acosh : InverseOp<1> {
 
 struct Atan : InverseOp<1> {
   static constexpr const char* name = "atan";
-  static constexpr bool singular = false;
   TD_HD explicit Atan(const double*) : InverseOp(0.0, 1.0) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 1>& v) const {
@@ -511,7 +515,7 @@ struct Atan : InverseOp<1> {
 
 struct Asinh : InverseOp<1> {
   static constexpr const char* name = "asinh";
-  static constexpr bool singular = false;
+  static constexpr bool wide = true;
   TD_HD explicit Asinh(const double*) : InverseOp(0.5, 1.0) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 1>& v) const {
@@ -577,7 +581,7 @@ struct Softplus : Op {
     v.y = select(linear, x, (select(z > T(0.0), z, T(0.0)) + log1p(exp(-abs(z)))) * T(1.0 / beta));
     v.s = select(linear, T(1.0), l.sigma);
     v.a[0] = select(linear, T(1.0), l.tau);
-    v.a[1] = select(linear, T(0.0), l.q);
+    v.a[1] = select(z >= T(threshold), T(0.0), l.q);  // at the threshold too, as in PyTorch
   }
   template <class K, class W>
   TD_HD void step(K k, W& w) const {
@@ -669,6 +673,7 @@ struct GeluTanh : Op {
 struct Mish : Op {
   static constexpr const char* name = "mish";
   static constexpr int aux = 6;  // sigma, q, tau, T, g, n = g sigma
+  static constexpr bool wide = true;
   TD_HD explicit Mish(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 6>& v) const {
@@ -810,5 +815,12 @@ struct Sinc : Op {
   X(Erf) X(Erfc) X(Sinc) \
   X(Relu) X(Relu6) X(LeakyRelu) X(Hardtanh) X(Abs) X(Sign) X(Floor)
 // clang-format on
+
+// The place of an op in the tables of kernels.
+#define TD_PLACE(Op) Op,
+struct Place {
+  enum { TD_UNARY_OPS(TD_PLACE) };
+};
+#undef TD_PLACE
 
 TD_NAMESPACE_END

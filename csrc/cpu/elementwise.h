@@ -47,37 +47,31 @@ using Orders = UnrolledOrders<2, 4, 10>;  // fewer, for the compile time
 using Orders = LoopOrders;
 #endif
 
-template <class S>
+template <class C, class S>
 struct Loader {
   const S* p;
   int64_t stride;
-  TD_HD Number<S> operator()(int c) const { return load_number(p + c * stride); }
+  TD_HD Number<C> operator()(int c) const { return load_number<C>(p + c * stride); }
 };
-template <class S>
+
+// Stores numbers and remembers where one was infinite or NaN.
+template <class C, class S>
 struct Storer {
   S* p;
   int64_t stride;
-  TD_HD void operator()(int c, Number<S> v) const { store_number(p + c * stride, v); }
-};
-template <class S>
-struct ScalarLoader {
-  const S* p;
-  int64_t stride;
-  TD_HD S operator()(int c) const { return p[c * stride]; }
-};
-template <class S>
-struct ScalarStorer {
-  S* p;
-  int64_t stride;
-  TD_HD void operator()(int c, S v) const { p[c * stride] = v; }
+  Number<C>* not_finite;
+  TD_HD void operator()(int c, Number<C> v) const {
+    store_number(p + c * stride, v);
+    *not_finite = *not_finite + v * Number<C>(0.0);
+  }
 };
 
 // Calls body(pointers to the inputs, pointer to the output, stride) for each vector of elements in the range; the last
 // one goes through a copy in scratch memory when it is not full.
-template <class S, int inputs, class Body>
+template <class C, class S, int inputs, class Body>
 TD_HD void for_each_vector(const CpuLayout& layout, Range range, const S* const (&in)[inputs], S* out, void* scratch,
                            const Body& body) {
-  constexpr int lanes = lanes_of<S>;
+  constexpr int lanes = lanes_of<C>;
   int64_t i = range.begin;
   const S* at[inputs];
   for (; i + lanes <= range.end; i += lanes) {
@@ -101,89 +95,93 @@ TD_HD void for_each_vector(const CpuLayout& layout, Range range, const S* const 
 }
 
 // The scratch memory: copies for a last vector (three tensors at most), then a series workspace.
-template <class T, class S>
-TD_HD T* workspace(const CpuLayout& layout, void* scratch) {
-  return reinterpret_cast<T*>(static_cast<S*>(scratch) + 3 * layout.size() * lanes_of<S>);
+template <class C, class S>
+TD_HD Number<C>* workspace(const CpuLayout& layout, void* scratch) {
+  return reinterpret_cast<Number<C>*>(static_cast<S*>(scratch) + 3 * layout.size() * 64 / sizeof(S));
 }
 
+// What an op computes in.
 template <class Op, class S>
+using Compute = std::conditional_t<Op::wide, double, S>;
+
+#ifdef TD_SIMD_BYTES
+
+// The vector kernels give singular points, and whatever isn't finite, to the careful ones, element by element.
+template <class Op, int place, class S>
 void forward(const double* params, const CpuLayout& layout, Range range, const S* x, S* y, void* scratch) {
-  const Op op(params);
-  const auto redo = [&](const S* const* in, S* out, int64_t stride, int l) {
-    if constexpr (has_local<Op>) {
-      unary_forward<LoopOrders, true>(op, layout, ScalarLoader<S>{in[0] + l, stride}, ScalarStorer<S>{out + l, stride},
-                                      workspace<S, S>(layout, scratch));
-    }
-  };
-  for_each_vector<S, 1>(layout, range, {x}, y, scratch,
-                        [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
-    if constexpr (!Op::local_only) {
-      const auto care = unary_forward<Orders, false>(op, layout, Loader<S>{in[0], stride}, Storer<S>{out, stride},
-                                                     workspace<Number<S>, S>(layout, scratch));
-      if constexpr (Op::singular) {
-        if (!any(care)) return;
-        for (int l = 0; l < count; ++l) {
-          if (lane(care, l)) redo(in, out, stride, l);
-        }
+  using C = Compute<Op, S>;
+  const auto careful = careful_kernels<S>().forward[place];
+  if constexpr (Op::local_only) {
+    careful(params, layout, range, x, y, scratch);
+  } else {
+    const Op op(params);
+    for_each_vector<C, S, 1>(layout, range, {x}, y, scratch,
+                             [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
+      Number<C> not_finite(0.0);
+      const auto care = unary_forward<Orders, false>(op, layout, Loader<C, S>{in[0], stride},
+                                                     Storer<C, S>{out, stride, &not_finite},
+                                                     workspace<C, S>(layout, scratch));
+      const auto redo = (!(not_finite == Number<C>(0.0))) | care;
+      if (!any(redo)) return;
+      for (int l = 0; l < count; ++l) {
+        if (lane(redo, l)) careful(params, layout, Range{stride, l, l + 1}, in[0], out, scratch);
       }
-    } else {
-      for (int l = 0; l < count; ++l) redo(in, out, stride, l);
-    }
-  });
+    });
+  }
 }
 
-template <class Op, class S>
+template <class Op, int place, class S>
 void backward(const double* params, const CpuLayout& layout, Range range, const S* grad, const S* x, S* dx,
               void* scratch) {
-  const Op op(params);
-  const auto redo = [&](const S* const* in, S* out, int64_t stride, int l) {
-    if constexpr (has_local<Op>) {
-      unary_backward<LoopOrders, true>(op, layout, ScalarLoader<S>{in[1] + l, stride},
-                                       ScalarLoader<S>{in[0] + l, stride}, ScalarStorer<S>{out + l, stride},
-                                       workspace<S, S>(layout, scratch));
-    }
-  };
-  for_each_vector<S, 2>(layout, range, {grad, x}, dx, scratch,
-                        [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
-    if constexpr (!Op::local_only) {
-      const auto care =
-          unary_backward<Orders, false>(op, layout, Loader<S>{in[1], stride}, Loader<S>{in[0], stride},
-                                        Storer<S>{out, stride}, workspace<Number<S>, S>(layout, scratch));
-      if constexpr (Op::singular) {
-        if (!any(care)) return;
-        for (int l = 0; l < count; ++l) {
-          if (lane(care, l)) redo(in, out, stride, l);
-        }
+  using C = Compute<Op, S>;
+  const auto careful = careful_kernels<S>().backward[place];
+  if constexpr (Op::local_only) {
+    careful(params, layout, range, grad, x, dx, scratch);
+  } else {
+    const Op op(params);
+    for_each_vector<C, S, 2>(layout, range, {grad, x}, dx, scratch,
+                             [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
+      Number<C> not_finite(0.0);
+      const auto care = unary_backward<Orders, false>(op, layout, Loader<C, S>{in[1], stride},
+                                                      Loader<C, S>{in[0], stride},
+                                                      Storer<C, S>{out, stride, &not_finite},
+                                                      workspace<C, S>(layout, scratch));
+      const auto redo = (!(not_finite == Number<C>(0.0))) | care;
+      if (!any(redo)) return;
+      for (int l = 0; l < count; ++l) {
+        if (lane(redo, l)) careful(params, layout, Range{stride, l, l + 1}, in[0], in[1], out, scratch);
       }
-    } else {
-      for (int l = 0; l < count; ++l) redo(in, out, stride, l);
-    }
-  });
+    });
+  }
 }
+
+#endif
 
 template <class S>
 void cauchy_product(const CpuLayout& layout, Range range, const S* a, const S* b, S* y, void* scratch) {
-  for_each_vector<S, 2>(layout, range, {a, b}, y, scratch,
-                        [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
-    cauchy_forward<Orders>(layout, Loader<S>{in[0], stride}, Loader<S>{in[1], stride}, Storer<S>{out, stride},
-                           workspace<Number<S>, S>(layout, scratch));
+  for_each_vector<S, S, 2>(layout, range, {a, b}, y, scratch,
+                           [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
+    Number<S> not_finite(0.0);
+    cauchy_forward<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride}, Storer<S, S>{out, stride, &not_finite},
+                           workspace<S, S>(layout, scratch));
   });
 }
 
 template <class S>
 void correlation(const CpuLayout& layout, Range range, const S* b, const S* grad, S* da, void* scratch) {
-  for_each_vector<S, 2>(layout, range, {b, grad}, da, scratch,
-                        [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
-    correlate<Orders>(layout, Loader<S>{in[0], stride}, Loader<S>{in[1], stride}, Storer<S>{out, stride},
-                      workspace<Number<S>, S>(layout, scratch));
+  for_each_vector<S, S, 2>(layout, range, {b, grad}, da, scratch,
+                           [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
+    Number<S> not_finite(0.0);
+    correlate<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride}, Storer<S, S>{out, stride, &not_finite},
+                      workspace<S, S>(layout, scratch));
   });
 }
 
 TD_NAMESPACE_END
 
 // Defines the table `symbol` of kernels for TD_SCALAR.
-#define TD_FORWARD(Op) &forward<Op, TD_SCALAR>,
-#define TD_BACKWARD(Op) &backward<Op, TD_SCALAR>,
+#define TD_FORWARD(Op) &forward<Op, Place::Op, TD_SCALAR>,
+#define TD_BACKWARD(Op) &backward<Op, Place::Op, TD_SCALAR>,
 #define TD_DEFINE_KERNELS(symbol)                                                              \
   TD_NAMESPACE_BEGIN                                                                           \
   static const CpuKernels<TD_SCALAR>::Forward symbol##_forward[] = {TD_UNARY_OPS(TD_FORWARD)};    \

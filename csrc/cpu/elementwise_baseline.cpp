@@ -7,18 +7,62 @@
 
 TD_NAMESPACE_BEGIN
 
+// The recurrence, then by local() where that breaks down: run(local) does one and says whether it needs care.
+template <class Op, class Run>
+void with_care(const Run& run) {
+  if constexpr (Op::local_only) {
+    run(std::true_type{});
+  } else {
+    const bool care = run(std::false_type{});
+    if constexpr (Op::singular) {
+      if (care) run(std::true_type{});
+    }
+  }
+}
+
+template <class Op, int, class S>
+void forward(const double* params, const CpuLayout& layout, Range range, const S* x, S* y, void* scratch) {
+  using C = Compute<Op, S>;
+  const Op op(params);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    Number<C> not_finite(0.0);
+    with_care<Op>([&](auto local) {
+      return unary_forward<LoopOrders, local.value>(op, layout, Loader<C, S>{x + i, range.stride},
+                                                    Storer<C, S>{y + i, range.stride, &not_finite},
+                                                    workspace<C, S>(layout, scratch));
+    });
+  }
+}
+
+template <class Op, int, class S>
+void backward(const double* params, const CpuLayout& layout, Range range, const S* grad, const S* x, S* dx,
+              void* scratch) {
+  using C = Compute<Op, S>;
+  const Op op(params);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    Number<C> not_finite(0.0);
+    with_care<Op>([&](auto local) {
+      return unary_backward<LoopOrders, local.value>(
+          op, layout, Loader<C, S>{x + i, range.stride}, Loader<C, S>{grad + i, range.stride},
+          Storer<C, S>{dx + i, range.stride, &not_finite}, workspace<C, S>(layout, scratch));
+    });
+  }
+}
+
 // Coefficients and their tangents; a null tangent stands for zeros.
-template <class S>
+template <class C, class S>
 struct DualLoader {
   const S *value, *tangent;
   int64_t stride;
-  Dual<S> operator()(int c) const { return {value[c * stride], tangent ? tangent[c * stride] : S(0)}; }
+  Dual<Careful<C>> operator()(int c) const {
+    return {load_number<C>(value + c * stride), tangent ? load_number<C>(tangent + c * stride) : Careful<C>(0.0)};
+  }
 };
-template <class S>
+template <class C, class S>
 struct TangentStorer {
   S* p;
   int64_t stride;
-  void operator()(int c, Dual<S> v) const { p[c * stride] = v.d; }
+  void operator()(int c, Dual<Careful<C>> v) const { store_number(p + c * stride, v.d); }
 };
 
 // The gradient of <grad_grad, dx(grad, x)>: in grad it is the tangent of y along grad_grad, and, the second derivative of
@@ -26,23 +70,16 @@ struct TangentStorer {
 template <class Op, class S>
 void double_backward(const double* params, const CpuLayout& layout, Range range, const S* grad_grad, const S* grad,
                      const S* x, S* dgrad, S* dx, void* scratch) {
+  using C = Compute<Op, S>;
   const Op op(params);
-  auto* const work = static_cast<Dual<S>*>(scratch);
-  const auto run = [&](auto local, int64_t i) {
-    const DualLoader<S> load_x{x + i, grad_grad + i, range.stride}, load_grad{grad + i, nullptr, range.stride};
-    unary_forward<LoopOrders, local.value>(op, layout, load_x, TangentStorer<S>{dgrad + i, range.stride}, work);
-    return unary_backward<LoopOrders, local.value>(op, layout, load_x, load_grad,
-                                                   TangentStorer<S>{dx + i, range.stride}, work);
-  };
+  auto* const work = static_cast<Dual<Careful<C>>*>(scratch);
   for (int64_t i = range.begin; i < range.end; ++i) {
-    if constexpr (Op::local_only) {
-      run(std::true_type{}, i);
-    } else {
-      const bool care = run(std::false_type{}, i);
-      if constexpr (Op::singular) {
-        if (care) run(std::true_type{}, i);
-      }
-    }
+    const DualLoader<C, S> load_x{x + i, grad_grad + i, range.stride}, load_grad{grad + i, nullptr, range.stride};
+    with_care<Op>([&](auto local) {
+      unary_forward<LoopOrders, local.value>(op, layout, load_x, TangentStorer<C, S>{dgrad + i, range.stride}, work);
+      return unary_backward<LoopOrders, local.value>(op, layout, load_x, load_grad,
+                                                     TangentStorer<C, S>{dx + i, range.stride}, work);
+    });
   }
 }
 
@@ -55,6 +92,15 @@ TD_DEFINE_KERNELS(kernels_baseline_f32)
 TD_DEFINE_KERNELS(kernels_baseline_f64)
 
 namespace taylorderiv {
+
+template <>
+const CpuKernels<float>& careful_kernels<float>() {
+  return kernels_baseline_f32;
+}
+template <>
+const CpuKernels<double>& careful_kernels<double>() {
+  return kernels_baseline_f64;
+}
 
 #define TD_INFO(Op) {Op::name, Op::params},
 const UnaryOpInfo unary_op_infos[] = {TD_UNARY_OPS(TD_INFO)};

@@ -27,12 +27,12 @@ TD_HD void gemm_registers(const GemmShape& g, const S* a, const S* b, S* c) {
   V sum[rows][vectors];
   TD_UNROLL for (int m = 0; m < rows; ++m) {
     TD_UNROLL for (int n = 0; n < vectors; ++n) {
-      sum[m][n] = g.accumulate ? load_number(c + m * g.c_row + n * lanes) : V(0.0);
+      sum[m][n] = g.accumulate ? load_number<S>(c + m * g.c_row + n * lanes) : V(0.0);
     }
   }
   for (int64_t k = 0; k < g.depth; ++k) {
     V row[vectors];
-    TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_number(b + k * g.b_row + n * lanes);
+    TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_number<S>(b + k * g.b_row + n * lanes);
     TD_UNROLL for (int m = 0; m < rows; ++m) {
       const V factor(a[m * g.a_row + k * g.a_depth]);
       TD_UNROLL for (int n = 0; n < vectors; ++n) sum[m][n] = sum[m][n] + factor * row[n];

@@ -63,6 +63,10 @@ struct CpuGemm {
   int lanes;  // numbers in a SIMD vector
 };
 
+// The kernels of any processor, in which exact zeros annihilate infinities (careful.h).
+template <class S>
+const CpuKernels<S>& careful_kernels();
+
 struct UnaryOpInfo {
   const char* name;
   int params;

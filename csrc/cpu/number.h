@@ -1,21 +1,23 @@
-// The number type that the CPU kernels of one instruction set compute with: a SIMD vector, or one scalar.
+// The number type that the CPU kernels of one instruction set compute with: a SIMD vector, or one careful scalar.
 #pragma once
 
+#include "../careful.h"
 #include "vec.h"
 
 TD_NAMESPACE_BEGIN
 
+// Computing in C, coefficients are stored in S: float or double, C at least as wide.
 #ifdef TD_SIMD_BYTES
-template <class S>
-using Number = Vec<S>;
-template <class S>
-inline constexpr int lanes_of = Vec<S>::lanes;
-template <class S>
-TD_HD Vec<S> load_number(const S* p) {
-  return Vec<S>::load(p);
+template <class C>
+using Number = Vec<C>;
+template <class C>
+inline constexpr int lanes_of = Vec<C>::lanes;
+template <class C, class S>
+TD_HD Vec<C> load_number(const S* p) {
+  return Vec<C>::load(p);
 }
-template <class S>
-TD_HD void store_number(S* p, Vec<S> v) {
+template <class C, class S>
+TD_HD void store_number(S* p, Vec<C> v) {
   v.store(p);
 }
 template <class Mask>
@@ -23,17 +25,17 @@ TD_HD bool lane(Mask mask, int i) {
   return mask[i];
 }
 #else
-template <class S>
-using Number = S;
-template <class S>
+template <class C>
+using Number = Careful<C>;
+template <class C>
 inline constexpr int lanes_of = 1;
-template <class S>
-TD_HD S load_number(const S* p) {
-  return *p;
+template <class C, class S>
+TD_HD Careful<C> load_number(const S* p) {
+  return Careful<C>::of(C(*p));
 }
-template <class S>
-TD_HD void store_number(S* p, S v) {
-  *p = v;
+template <class C, class S>
+TD_HD void store_number(S* p, Careful<C> v) {
+  *p = S(v.v);
 }
 #endif
 TD_HD bool lane(bool mask, int) { return mask; }

@@ -43,6 +43,8 @@ struct Vec {
     Bits bits;
     TD_HD bool operator[](int lane) const { return bits[lane] != 0; }
     TD_HD friend Mask operator|(Mask a, Mask b) { return {a.bits | b.bits}; }
+    TD_HD friend Mask operator|(Mask a, bool b) { return b ? Mask{a.bits == a.bits} : a; }
+    TD_HD Mask operator!() const { return {~bits}; }
   };
 
   Raw raw;
@@ -61,6 +63,20 @@ struct Vec {
     return v;
   }
   TD_HD void store(S* p) const { std::memcpy(p, &raw, sizeof(Raw)); }
+  // From and to another floating-point type.
+  template <class Other>
+  TD_HD static Vec load(const Other* p) {
+    typedef Other Stored __attribute__((vector_size(lanes * sizeof(Other))));
+    Stored stored;
+    std::memcpy(&stored, p, sizeof(stored));
+    return __builtin_convertvector(stored, Raw);
+  }
+  template <class Other>
+  TD_HD void store(Other* p) const {
+    typedef Other Stored __attribute__((vector_size(lanes * sizeof(Other))));
+    const Stored stored = __builtin_convertvector(raw, Stored);
+    std::memcpy(p, &stored, sizeof(stored));
+  }
 
   TD_HD Vec operator-() const { return -raw; }
   TD_HD friend Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }

@@ -1,0 +1,73 @@
+// A number whose exact zeros annihilate: 0 * inf = 0, since a series simply has no such term.
+//
+// Where a result overflows or a derivative is infinite, ordinary arithmetic multiplies the infinity by the coefficients
+// that vanish and invents NaNs. The kernels redo such elements with this type.
+#pragma once
+
+#include "math.h"
+
+TD_NAMESPACE_BEGIN
+
+template <class S>
+struct Careful {
+  S v;
+  Careful() = default;
+  TD_HD explicit Careful(double v) : v(S(v)) {}
+  TD_HD static Careful of(S v) {
+    Careful c;
+    c.v = v;
+    return c;
+  }
+  TD_HD explicit operator double() const { return double(v); }
+  TD_HD Careful operator-() const { return of(-v); }
+  TD_HD friend Careful operator+(Careful a, Careful b) { return of(a.v + b.v); }
+  TD_HD friend Careful operator-(Careful a, Careful b) { return of(a.v - b.v); }
+  TD_HD friend Careful operator*(Careful a, Careful b) {
+    const bool annihilated = (a.v == 0 && b.v == b.v) || (b.v == 0 && a.v == a.v);  // 0 * NaN stays NaN
+    return of(annihilated ? S(0) : a.v * b.v);
+  }
+  TD_HD friend Careful operator/(Careful a, Careful b) { return of(a.v / b.v); }
+  TD_HD friend bool operator<(Careful a, Careful b) { return a.v < b.v; }
+  TD_HD friend bool operator>(Careful a, Careful b) { return a.v > b.v; }
+  TD_HD friend bool operator<=(Careful a, Careful b) { return a.v <= b.v; }
+  TD_HD friend bool operator>=(Careful a, Careful b) { return a.v >= b.v; }
+  TD_HD friend bool operator==(Careful a, Careful b) { return a.v == b.v; }
+};
+
+template <class S>
+TD_HD Careful<S> select(bool mask, Careful<S> a, Careful<S> b) {
+  return mask ? a : b;
+}
+template <class S>
+TD_HD ExpPair<Careful<S>> exp_pair(Careful<S> z) {
+  const ExpPair<S> p = exp_pair(z.v);
+  return {Careful<S>::of(p.e), Careful<S>::of(p.m)};
+}
+template <class S>
+TD_HD Careful<S> pow(Careful<S> x, double p) {
+  return Careful<S>::of(pow(x.v, p));
+}
+template <class S>
+TD_HD bool is_infinite(Careful<S> x) {
+  return is_infinite(x.v);
+}
+template <class S>
+TD_HD bool is_tiny(Careful<S> x) {
+  return is_tiny(x.v);
+}
+
+// clang-format off
+#define TD_CAREFUL_FUNCTION(name) \
+  template <class S> TD_HD Careful<S> name(Careful<S> x) { return Careful<S>::of(name(x.v)); }
+TD_CAREFUL_FUNCTION(exp)   TD_CAREFUL_FUNCTION(exp2)  TD_CAREFUL_FUNCTION(expm1)
+TD_CAREFUL_FUNCTION(log)   TD_CAREFUL_FUNCTION(log2)  TD_CAREFUL_FUNCTION(log10) TD_CAREFUL_FUNCTION(log1p)
+TD_CAREFUL_FUNCTION(sin)   TD_CAREFUL_FUNCTION(cos)   TD_CAREFUL_FUNCTION(tan)
+TD_CAREFUL_FUNCTION(asin)  TD_CAREFUL_FUNCTION(acos)  TD_CAREFUL_FUNCTION(atan)
+TD_CAREFUL_FUNCTION(sinh)  TD_CAREFUL_FUNCTION(cosh)  TD_CAREFUL_FUNCTION(tanh)
+TD_CAREFUL_FUNCTION(asinh) TD_CAREFUL_FUNCTION(acosh) TD_CAREFUL_FUNCTION(atanh)
+TD_CAREFUL_FUNCTION(erf)   TD_CAREFUL_FUNCTION(erfc)  TD_CAREFUL_FUNCTION(sqrt)
+TD_CAREFUL_FUNCTION(floor) TD_CAREFUL_FUNCTION(abs)
+#undef TD_CAREFUL_FUNCTION
+// clang-format on
+
+TD_NAMESPACE_END

@@ -1,0 +1,152 @@
+"""What a jet holds: coefficients, or layers of a network that wait to be computed together.
+
+Linear, activation, linear, … isn't computed layer by layer: each layer is only noted (a :class:`Layer` in a linked
+list), and the whole chain runs as one fused op when something else asks for the coefficients. A flush starts at the
+nearest value that is computed already. So ``nn.Sequential``, hand-written ``forward`` loops and other libraries'
+networks all reach the fused kernel unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from taylorderiv import kernels
+from taylorderiv.layout import Layout
+
+# Above, one matrix product per layer on the whole batch is faster: a layer's weights fill the cache.
+_WIDEST = 256
+
+
+class Layer(NamedTuple):
+    """``op(x @ weightᵀ + bias)``, the last step of a value that isn't computed yet.
+
+    Attributes:
+        source: the value ``x``.
+        weight: ``(out, in)``.
+        bias: ``(out,)``, or None.
+        op: the name of a unary op with a kernel, or None.
+        params: its parameters.
+        versions: of the parameters' memory, when the layer was noted.
+        grad_mode: whether autograd was recording.
+    """
+
+    source: Value
+    weight: Tensor
+    bias: Tensor | None
+    op: str | None
+    params: tuple[float, ...]
+    versions: tuple[int, ...]
+    grad_mode: bool
+
+
+class Value:
+    """The coefficients of a jet, ``(C, *shape)``, or a layer that they are the result of. It never changes."""
+
+    __slots__ = ("_coefficients", "device", "dtype", "layer", "layout", "plain", "shape")
+
+    def __init__(self, coefficients: Any, layout: Layout, layer: Layer | None = None):
+        self._coefficients = coefficients
+        self.layer = layer
+        self.layout = layout
+        self.plain = layer is not None or isinstance(coefficients, Tensor)  # and not a jet itself
+        if layer is None:
+            self.shape = coefficients.shape[1:]
+            self.dtype = coefficients.dtype
+            self.device = coefficients.device
+        else:
+            self.shape = torch.Size((*layer.source.shape[:-1], layer.weight.shape[0]))
+            self.dtype = layer.weight.dtype
+            self.device = layer.weight.device
+
+    @property
+    def coefficients(self) -> Any:
+        if self.layer is not None:
+            self._coefficients = _flush(self.layer, self.layout).reshape(self.layout.size, *self.shape)
+            self.layer = None
+        return self._coefficients
+
+
+def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    return tuple(t._version for t in (weight, bias) if t is not None and not t.is_inference())
+
+
+def linear(source: Value, weight: Any, bias: Any) -> Value | None:
+    """The value ``source @ weightᵀ + bias``, to be computed later; None where that isn't possible or not worth it."""
+    if (
+        type(weight) not in (Tensor, torch.nn.Parameter)
+        or (bias is not None and type(bias) not in (Tensor, torch.nn.Parameter))
+        or weight.ndim != 2
+        or not (source.plain and source.shape)
+        or not 0 < max(weight.shape) <= _WIDEST
+        or source.shape[-1] != weight.shape[1]
+        or (bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype))
+        or source.dtype != weight.dtype
+        or source.device != weight.device
+        or not kernels.chain_applies(weight)
+    ):
+        return None
+    layer = Layer(source, weight, bias, None, (), _versions(weight, bias), torch.is_grad_enabled())
+    return Value(None, source.layout, layer)
+
+
+def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | None:
+    """The value ``op(source)``, to be computed later, where ``source`` is a linear layer; else None."""
+    layer = source.layer
+    if layer is None or layer.op is not None or layer.grad_mode != torch.is_grad_enabled():
+        return None
+    if not kernels.chain_applies(layer.weight, op):
+        return None
+    return Value(None, source.layout, layer._replace(op=op, params=tuple(params)))
+
+
+def scaled(source: Value, factor: Any) -> Value | None:
+    """The value ``factor * source`` for a number or a 0-dimensional tensor, where ``source`` is a linear layer."""
+    layer = source.layer
+    if layer is None or layer.op is not None or layer.grad_mode != torch.is_grad_enabled():
+        return None
+    if isinstance(factor, Tensor):
+        if type(factor) not in (Tensor, torch.nn.Parameter) or factor.ndim or factor.is_complex():
+            return None
+        if factor.device != source.device or (factor.dtype.is_floating_point and factor.dtype != source.dtype):
+            return None
+    elif isinstance(factor, complex):
+        return None
+    if not kernels.chain_applies(layer.weight):
+        return None
+    _check_versions(layer)
+    weight = layer.weight * factor
+    bias = None if layer.bias is None else layer.bias * factor
+    layer = layer._replace(weight=weight, bias=bias, versions=_versions(weight, bias))
+    return Value(None, source.layout, layer)
+
+
+def _check_versions(layer: Layer) -> None:
+    if layer.versions != _versions(layer.weight, layer.bias):
+        raise RuntimeError(
+            "a weight or bias was changed in place (by an optimizer step, for example) before the coefficients of a"
+            " jet that had passed through its layer were used. Use them first, or run the function again."
+        )
+
+
+def _flush(last: Layer, layout: Layout) -> Tensor:
+    """Run ``last`` and the layers before it, back to the nearest value that is computed, as one op."""
+    layers = [last]
+    while (before := layers[-1].source.layer) is not None and before.grad_mode == last.grad_mode:
+        layers.append(before)
+    layers.reverse()
+    for layer in layers:
+        _check_versions(layer)
+    with torch.set_grad_enabled(last.grad_mode):
+        x = layers[0].source.coefficients
+        return kernels.chain(
+            x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]),
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            [layer.op for layer in layers],
+            [layer.params for layer in layers],
+            layout,
+        )

@@ -1,0 +1,351 @@
+"""The coefficient-wise kernels behind one door: the compiled ones where they apply, else the reference.
+
+The only importer of the extension ``taylorderiv._C``. Registers what PyTorch needs to combine the custom ops
+with autograd, ``torch.func``, ``vmap`` and ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from taylorderiv import reference
+from taylorderiv.layout import Layout
+from taylorderiv.unary_ops import UNARY_OPS
+
+try:
+    from taylorderiv import _C
+except ImportError as error:
+    raise ImportError(
+        "the extension taylorderiv._C isn't built, or was built for another PyTorch or Python. Build it"
+        " against the PyTorch that is installed: pip install --no-build-isolation . (in the source folder)"
+    ) from error
+
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+_BACKEND = os.environ.get("TAYLORDERIV_BACKEND", "kernels")
+if _BACKEND not in ("kernels", "reference"):
+    raise ValueError(f"TAYLORDERIV_BACKEND must be 'kernels' or 'reference', got {_BACKEND!r}")
+
+_FACTS: dict[str, Any] = _C.build_info()
+_UNARY_KERNELS = frozenset(_C.unary_ops())
+_UNARY_PARAMS: dict[str, int] = _C.unary_params()
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+_KERNEL_DEVICES = ("cpu", "meta", "cuda") if _FACTS["cuda"] else ("cpu", "meta")
+
+
+def build_info() -> dict[str, Any]:
+    """What this build holds, and what is in use.
+
+    Returns:
+        A dictionary: ``backend`` (``"kernels"`` or ``"reference"``), ``unary_kernels`` (names of the ops with
+        a kernel), ``torch`` (the PyTorch in use), and what the extension states about itself, such as
+        ``instruction_sets`` and the one in use, ``cuda`` and its architectures, and ``compiler``.
+    """
+    return {
+        **_FACTS,
+        "backend": _BACKEND,
+        "torch": torch.__version__,
+        "unary_kernels": sorted(_UNARY_KERNELS),
+    }
+
+
+def _kernel_applies(*coefficients: Any) -> bool:
+    # Forward mode: PyTorch loses tangents when it is nested around a torch.autograd.Function. And
+    # torch.compile can't trace a torch.func transform around one. The reference works in both, and
+    # torch.compile fuses it.
+    if forward_ad._current_level >= 0:
+        return False
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False
+    return _BACKEND == "kernels" and all(
+        isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES and c.device.type in _KERNEL_DEVICES for c in coefficients
+    )
+
+
+def _structure(layout: Layout) -> tuple[list[int], list[float]]:
+    return list(layout.orders), list(layout.weights or ())
+
+
+def unary(op: str, coefficients: Any, layout: Layout, params: Sequence[float] = ()) -> Any:
+    """Apply an op of the table of unary ops to a jet.
+
+    Args:
+        op: its name.
+        coefficients: ``(C, *shape)``. 16-bit floats are computed in float32.
+        layout: which coefficients these are.
+        params: the op's parameters.
+
+    Returns:
+        The coefficients of the result, of the same shape and dtype.
+    """
+    if isinstance(coefficients, Tensor) and coefficients.dtype in _HALF_DTYPES:
+        return unary(op, coefficients.float(), layout, params).to(coefficients.dtype)
+    if op in _UNARY_KERNELS and _kernel_applies(coefficients):
+        return _call("unary", coefficients.contiguous(), op, list(params), *_structure(layout))
+    return reference.unary(UNARY_OPS[op], coefficients, layout, params)
+
+
+def cauchy(a: Any, b: Any, layout: Layout) -> Any:
+    """Multiply two jets, ``(C, *shape)`` of one shape and dtype. 16-bit floats are computed in float32."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _HALF_DTYPES:
+        return cauchy(a.float(), b.float(), layout).to(a.dtype)
+    if _kernel_applies(a, b):
+        return _call("cauchy", a.contiguous(), b.contiguous(), *_structure(layout))
+    return reference.cauchy(a, b, layout)
+
+
+def chain_applies(weight: Any, op: str | None = None) -> bool:
+    """Whether a linear layer with this weight, and the unary op, can be part of :func:`chain`, as things stand."""
+    return (
+        (op is None or op in _UNARY_KERNELS)
+        and weight.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
+        and _kernel_applies(weight)
+    )
+
+
+def chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    ops: Sequence[str | None],
+    params: Sequence[Sequence[float]],
+    layout: Layout,
+) -> Tensor:
+    """A network ``x = op(x @ weightᵀ + bias)``, layer by layer, fused.
+
+    Args:
+        x: ``(C, N, in)`` coefficients.
+        weights: per layer, ``(out, in)``.
+        biases: per layer, ``(out,)`` or None.
+        ops: per layer, the name of a unary op or None.
+        params: per layer, those of the op.
+        layout: which coefficients these are.
+
+    Returns:
+        The coefficients ``(C, N, out of the last layer)``.
+    """
+    none = x.new_empty(0)
+    return torch.ops.taylorderiv.chain(
+        x.contiguous(),
+        [weight.contiguous() for weight in weights],
+        [none if bias is None else bias.contiguous() for bias in biases],
+        [op or "" for op in ops],
+        [param for layer in params for param in layer],
+        *_structure(layout),
+    )
+
+
+# What PyTorch must know about the ops, each stated once: in a torch.autograd.Function. The dispatcher gets
+# the same definitions. It is the faster way to call an op, but only a Function composes with the transforms
+# of torch.func.
+
+
+def _call(name: str, *args: Any) -> Any:
+    if torch._C._are_functorch_transforms_active():
+        return _KERNELS[name].apply(*args)
+    return getattr(torch.ops.taylorderiv, name)(*args)
+
+
+class _Kernel(torch.autograd.Function):
+    """An op whose tensors, arguments and results, all have one shape and dtype and are contiguous.
+
+    Its arguments are ``tensors`` tensors and then the same constants, ``ctx.rest``, for it and its
+    derivatives.
+    """
+
+    name: ClassVar[str]
+    results: ClassVar[int] = 1
+
+    @classmethod
+    def forward(cls, *args: Any) -> Any:
+        return getattr(torch.ops.taylorderiv, cls.name)(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.rest = inputs[len(tensors) :]
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        def batched(value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if dim is None:
+                return value.unsqueeze(1).expand(-1, info.batch_size, *value.shape[1:]).contiguous()
+            return value.movedim(dim, 1).contiguous()
+
+        dims = (*in_dims, *[None] * (len(args) - len(in_dims)))
+        result = _call(cls.name, *[batched(value, dim) for value, dim in zip(args, dims, strict=True)])
+        return result, 1 if cls.results == 1 else (1,) * cls.results
+
+    @classmethod
+    def fake(cls, *args: Any) -> Any:
+        """The result's shape and dtype, without computing it."""
+        results = tuple(torch.empty_like(args[0]) for _ in range(cls.results))
+        return results[0] if cls.results == 1 else results
+
+
+class _Unary(_Kernel):
+    """``y = op(x)``."""
+
+    name = "unary"
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return _call("unary_backward", grad.contiguous(), x, *ctx.rest), None, None, None, None
+
+
+class _UnaryBackward(_Kernel):
+    """The gradient ``Jᵀ(x) grad``."""
+
+    name = "unary_backward"
+
+    @staticmethod
+    def backward(ctx: Any, grad_grad: Tensor) -> Any:
+        grad, x = ctx.saved_tensors
+        gradients = _call("unary_double_backward", grad_grad.contiguous(), grad, x, *ctx.rest)
+        return *gradients, None, None, None, None
+
+
+class _UnaryDoubleBackward(_Kernel):
+    """For the cotangent ``grad_grad`` of ``Jᵀ(x) grad``, the gradients with respect to ``grad`` and ``x``.
+
+    Its own derivatives are seldom wanted (the third by reverse mode): they come from the reference.
+    """
+
+    name = "unary_double_backward"
+    results = 2
+
+    @staticmethod
+    def reference(rest: tuple[Any, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        """The op as a composite of differentiable ones."""
+        op, params, orders, weights = rest
+        layout = Layout(tuple(orders), tuple(weights) or None)
+
+        def backward(grad: Tensor, x: Tensor) -> Tensor:
+            return torch.func.vjp(lambda x: reference.unary(UNARY_OPS[op], x, layout, params), x)[1](grad)[0]
+
+        return lambda grad_grad, grad, x: torch.func.vjp(backward, grad, x)[1](grad_grad)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        reference_op: Any = _UnaryDoubleBackward.reference(ctx.rest)
+        outputs, pullback, *_ = torch.func.vjp(reference_op, *ctx.saved_tensors)
+        filled = tuple(
+            torch.zeros_like(output) if cotangent is None else cotangent
+            for cotangent, output in zip(cotangents, outputs, strict=True)
+        )
+        return *pullback(filled), None, None, None, None
+
+
+class _Cauchy(_Kernel):
+    """The product of the jets ``a`` and ``b``."""
+
+    name = "cauchy"
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        grad = grad.contiguous()
+        a_grad = _call("correlate", b, grad, *ctx.rest) if ctx.needs_input_grad[0] else None
+        b_grad = _call("correlate", a, grad, *ctx.rest) if ctx.needs_input_grad[1] else None
+        return a_grad, b_grad, None, None
+
+
+class _Correlate(_Kernel):
+    """The gradient of ``<grad, cauchy(a, b)>`` with respect to ``a``. They are each other's derivatives."""
+
+    name = "correlate"
+
+    @staticmethod
+    def backward(ctx: Any, grad_grad: Tensor) -> Any:
+        b, grad = ctx.saved_tensors
+        a = grad_grad.contiguous()
+        b_grad = _call("correlate", a, grad, *ctx.rest) if ctx.needs_input_grad[0] else None
+        grad_grad_grad = _call("cauchy", a, b, *ctx.rest) if ctx.needs_input_grad[1] else None
+        return b_grad, grad_grad_grad, None, None
+
+
+_KERNELS: dict[str, type[_Kernel]] = {
+    kernel.name: kernel for kernel in (_Unary, _UnaryBackward, _UnaryDoubleBackward, _Cauchy, _Correlate)
+}
+for _name, _kernel in _KERNELS.items():
+    torch.library.register_fake(f"taylorderiv::{_name}", _kernel.fake)
+    torch.library.register_autograd(f"taylorderiv::{_name}", _kernel.backward, setup_context=_kernel.setup_context)
+    torch.library.register_vmap(f"taylorderiv::{_name}", _kernel.vmap)
+
+
+# The fused chain. Its gradient is one op too; when that has to be differentiated, it is computed layer by layer instead.
+
+
+def _chain_fake(x: Tensor, weights: list[Tensor], *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weights[-1].shape[0])
+
+
+def _chain_backward_fake(
+    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
+) -> list[Tensor]:
+    return [torch.empty_like(x) if rest[-1] else x.new_empty(0), *map(torch.empty_like, [*weights, *biases])]
+
+
+def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weights, biases, *ctx.rest = inputs
+    ctx.save_for_backward(x, *weights, *biases)
+
+
+def _chain_gradient(ctx: Any, grad: Tensor) -> Any:
+    x, *parameters = ctx.saved_tensors
+    count = len(parameters) // 2
+    weights, biases = parameters[:count], parameters[count:]
+    if torch.is_grad_enabled():
+        gradients = _chain_differentiable_gradient(grad, x, weights, biases, *ctx.rest)
+    else:
+        gradients = torch.ops.taylorderiv.chain_backward(
+            grad.contiguous(), x, weights, biases, *ctx.rest, ctx.needs_input_grad[0]
+        )
+    x_gradient = gradients[0] if ctx.needs_input_grad[0] else None
+    # PyTorch wants the structure of the inputs back, in which an empty list counts as a list of tensors.
+    rest = [[] if value == [] else None for value in ctx.rest]
+    return x_gradient, list(gradients[1 : 1 + count]), list(gradients[1 + count :]), *rest
+
+
+def _chain_differentiable_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    ops: list[str],
+    params: list[float],
+    orders: list[int],
+    collapse: list[float],
+) -> list[Tensor | None]:
+    # Aliases, so that the gradients stop here and don't reach a weight through the history of x.
+    inputs = [t.view_as(t) if t.requires_grad else t for t in (x, *weights, *biases)]
+    y, rest = inputs[0], list(params)
+    for weight, bias, op in zip(inputs[1 : 1 + len(weights)], inputs[1 + len(weights) :], ops, strict=True):
+        y = y @ weight.T
+        if bias.numel():
+            y = torch.cat([y[:1] + bias, y[1:]])
+        if op:
+            count = _UNARY_PARAMS[op]
+            y = _call("unary", y.contiguous(), op, rest[:count], orders, collapse)
+            rest = rest[count:]
+    wanted = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if t.requires_grad else None for t in inputs]
+
+
+torch.library.register_fake("taylorderiv::chain", _chain_fake)
+torch.library.register_fake("taylorderiv::chain_backward", _chain_backward_fake)
+torch.library.register_autograd("taylorderiv::chain", _chain_gradient, setup_context=_chain_setup)

@@ -1,0 +1,53 @@
+"""What the tests of rules share: agreement with nested differentiation, in every layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taylorderiv import Jet, derivatives
+from taylorderiv.jet import nested_level
+from taylorderiv.testing import check
+
+DOUBLE = torch.float64
+
+
+def rand(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Tensor:
+    """The same uniform float64 numbers each time."""
+    generator = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=DOUBLE)
+
+
+def agrees(
+    f: Callable[[Any], Any],
+    x: Tensor,
+    order: int = 3,
+    *,
+    equivalent: Callable[[Any], Any] | None = None,
+    layouts: bool = True,
+) -> None:
+    """Fail unless ``f`` and its gradients agree with nested differentiation, in jets of any layout."""
+    direction = rand(*x.shape, low=-1.0, high=1.5, seed=1)
+    check(f, x, order, direction=direction, equivalent=equivalent)
+    if layouts:
+        agrees_in_all_layouts(f, x)
+
+
+def agrees_in_all_layouts(f: Callable[[Any], Any], x: Tensor) -> None:
+    """Fail unless jets of several directions, collapsed or not, agree with one direction at a time."""
+    directions = torch.stack([rand(*x.shape, low=-1.0, high=1.0, seed=seed) for seed in (2, 3, 4)])
+    with nested_level() as level:
+        several = f(Jet.variable(x, (1, 3, 2), directions, level=level))
+        weights = (0.5, 0.0, -2.0)
+        collapsed = f(Jet.variable(x, (3, 1, 3), directions, weights=weights, level=level))
+    for r, order in enumerate((1, 3, 2)):
+        alone = derivatives(f, x, order, direction=directions[r])
+        for k in range(order + 1):
+            torch.testing.assert_close(several.derivative(k, r), alone[k], rtol=1e-9, atol=1e-9)
+    first, last = (derivatives(f, x, 3, direction=directions[r]) for r in (0, 2))
+    expected = weights[0] * first[3] + weights[2] * last[3]
+    torch.testing.assert_close(collapsed.collapsed, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(collapsed.derivative(2, 2), last[2], rtol=1e-9, atol=1e-9)

@@ -1,0 +1,89 @@
+"""Training leaks nothing and leaves the inputs alone."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from agreement import DOUBLE, rand
+from torch import nn
+
+from taylorderiv import Jet, derivatives, partials
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def live_jets() -> int:
+    return sum(type(o) is Jet for o in gc.get_objects())
+
+
+def trainer() -> tuple[nn.Module, torch.Tensor, Any]:
+    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x = rand(16, 1).requires_grad_()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def step() -> None:
+        u, _, u_xx = derivatives(model, x, 2)
+        optimizer.zero_grad()
+        ((u + u_xx) ** 2).mean().backward(inputs=list(model.parameters()))
+        optimizer.step()
+
+    return model, x, step
+
+
+def test_ten_thousand_steps_leave_memory_flat_and_no_jets() -> None:
+    _, x, step = trainer()
+    for _ in range(1000):
+        step()
+    gc.collect()
+    before, objects = resident_bytes(), len(gc.get_objects())
+    for _ in range(9000):
+        step()
+    gc.collect()
+    assert resident_bytes() - before < 8 << 20
+    assert len(gc.get_objects()) - objects < 500
+    assert live_jets() == 0
+    assert x.grad is None
+
+
+def test_jets_die_without_the_garbage_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        seen: list[weakref.ref[Jet]] = []
+
+        def f(x: Any) -> Any:
+            y = torch.sin(x) * x[:, :1]
+            seen.extend([weakref.ref(x), weakref.ref(y)])
+            return y.sum(-1)
+
+        derivatives(f, rand(3, 2), 3)
+        assert [r() for r in seen] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_jets_die_after_an_error() -> None:
+    def f(x: Any) -> Any:
+        raise KeyError("in the user's function")
+
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            derivatives(f, rand(3), 2)
+    gc.collect()
+    assert live_jets() == 0
+
+
+def test_gradients_of_inputs_are_never_set() -> None:
+    x = rand(4, 2).requires_grad_()
+    p = partials(lambda x: torch.sin(x).prod(-1), x, ["x", "xy"], variables="xy")
+    derivatives(torch.sin, x, 3)
+    assert x.grad is None
+    assert p.xy.dtype == DOUBLE
