@@ -9,8 +9,12 @@
 #define TD_VARIANT baseline
 #endif
 
-#define TD_NAMESPACE_BEGIN namespace taylorderiv { inline namespace TD_VARIANT {
-#define TD_NAMESPACE_END }}
+#define TD_NAMESPACE_BEGIN \
+  namespace taylorderiv {  \
+  inline namespace TD_VARIANT {
+#define TD_NAMESPACE_END \
+  }                      \
+  }
 
 #if defined(__CUDACC__)
 #define TD_HD __host__ __device__ __forceinline__

@@ -15,8 +15,8 @@ struct Direction {
   TD_HD int stored() const { return order - (collapsed() ? 1 : 0); }
 };
 
-// A layout L offers directions(), order(r), weight(r) (0 when direction r isn't collapsed), collapsed() (any is) and top(),
-// the index of the collapsed slot. Calls f(direction) for each direction in turn.
+// A layout L offers directions(), order(r), weight(r) (0 when direction r isn't collapsed), collapsed() (any is) and
+// top(), the index of the collapsed slot. Calls f(direction) for each direction in turn.
 template <class L, class F>
 TD_HD void for_each_direction(const L& layout, F&& f) {
   Direction d{0, 1, 0.0, false};

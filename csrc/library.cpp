@@ -21,7 +21,8 @@ STABLE_TORCH_LIBRARY(taylorderiv, m) {
       "chain(Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders, float[] collapse)"
       " -> Tensor");
   m.def(
-      "chain_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders,"
+      "chain_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] "
+      "orders,"
       " float[] collapse, bool input_gradient) -> Tensor[]");
 }
 

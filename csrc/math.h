@@ -24,9 +24,11 @@ TD_SCALAR_FUNCTION(sinh) TD_SCALAR_FUNCTION(cosh)  TD_SCALAR_FUNCTION(tanh)
 TD_SCALAR_FUNCTION(asinh) TD_SCALAR_FUNCTION(acosh) TD_SCALAR_FUNCTION(atanh)
 TD_SCALAR_FUNCTION(erf)  TD_SCALAR_FUNCTION(erfc)  TD_SCALAR_FUNCTION(sqrt)   TD_SCALAR_FUNCTION(floor)
 #undef TD_SCALAR_FUNCTION
-// clang-format on
+    // clang-format on
 
-TD_HD float abs(float x) { return ::fabsf(x); }
+    TD_HD float abs(float x) {
+  return ::fabsf(x);
+}
 TD_HD double abs(double x) { return ::fabs(x); }
 TD_HD float pow(float x, double p) { return ::powf(x, float(p)); }
 TD_HD double pow(double x, double p) { return ::pow(x, p); }

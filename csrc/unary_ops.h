@@ -446,7 +446,8 @@ struct InverseOp : Op {
   TD_HD auto needs_care(const T& s) const {
     return is_infinite(s) | is_tiny(s);
   }
-  // At x = 1 and x = -1 every derivative is infinite: the limits from inside the domain. Where x^2 overflows, u = c2 x^2.
+  // At x = 1 and x = -1 every derivative is infinite: the limits from inside the domain. Where x^2 overflows, u = c2
+  // x^2.
   template <class F>
   TD_HD void local(double x, int n, const F& put) const {
     const bool large = abs(x) > 2.0;

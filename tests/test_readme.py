@@ -35,9 +35,7 @@ def test_make_commands_exist(page: Path) -> None:
     assert [command for command in commands if not re.search(rf"^{command}:", makefile, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize(
-    ("language", "source"), [("cpp", "csrc/unary_ops.h"), ("python", "taylorderiv/unary_ops.py")]
-)
+@pytest.mark.parametrize(("language", "source"), [("cpp", "csrc/unary_ops.h"), ("python", "taylorderiv/unary_ops.py")])
 def test_contributing_shows_code_as_it_is(language: str, source: str) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (block,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

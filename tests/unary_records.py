@@ -129,7 +129,12 @@ def _softplus(beta: float, threshold: float) -> Record:
         function=lambda x: F.softplus(x, beta=beta, threshold=threshold),
         exact=_piecewise((-mp.inf, lambda x: exact.softplus(beta * x) / beta), (threshold / beta, lambda x: x)),
         smooth=(-4, min(4, 0.9 * threshold / beta)),
-        points=(*_ZERO, *_ENDS, 0.99999 * threshold / beta, 1.00001 * threshold / beta),
+        points=(
+            *_ZERO,
+            *(x for x in _ENDS if x * beta != threshold),  # there it is a kink
+            0.99999 * threshold / beta,
+            1.00001 * threshold / beta,
+        ),
         kinks=(threshold / beta,),
         params=(beta, threshold),
     )

@@ -51,8 +51,9 @@ struct Description {
       STD_TORCH_CHECK(b.numel() == 0 || b.numel() == w.size(0), "taylorderiv: bias ", i, " of a chain must have ",
                       w.size(0), " elements, got ", b.numel());
       for (const Tensor& t : {w, b}) {
-        STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == x.scalar_type() && t.device() == x.device(),
-                        "taylorderiv: weights and biases of a chain must be contiguous, with the dtype and device of x");
+        STD_TORCH_CHECK(
+            t.is_contiguous() && t.scalar_type() == x.scalar_type() && t.device() == x.device(),
+            "taylorderiv: weights and biases of a chain must be contiguous, with the dtype and device of x");
       }
       int op = -1;
       const double* op_params = params.data() + used;
@@ -61,8 +62,8 @@ struct Description {
         used += unary_op_infos[op].params;
         STD_TORCH_CHECK(used <= params.size(), "taylorderiv: too few params for the ops of a chain");
       }
-      layers.push_back({width, w.size(0), w.const_data_ptr<S>(), b.numel() ? b.const_data_ptr<S>() : nullptr, op,
-                        op_params});
+      layers.push_back(
+          {width, w.size(0), w.const_data_ptr<S>(), b.numel() ? b.const_data_ptr<S>() : nullptr, op, op_params});
       width = w.size(0);
     }
     return layers;
@@ -100,7 +101,10 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t width) {
 
 Tensor chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops, std::vector<double> params,
              std::vector<int64_t> orders, std::vector<double> collapse) {
-  const Description d{std::move(weights), std::move(biases), std::move(ops), std::move(params),
+  const Description d{std::move(weights),
+                      std::move(biases),
+                      std::move(ops),
+                      std::move(params),
                       {std::move(orders), std::move(collapse)}};
   check_coefficients("x", x, x, d.layout);
   return with_scalar(x, [&](auto scalar) {
@@ -121,7 +125,10 @@ Tensor chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string>
 Tensors chain_backward(Tensor grad, Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops,
                        std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
                        bool input_gradient) {
-  const Description d{std::move(weights), std::move(biases), std::move(ops), std::move(params),
+  const Description d{std::move(weights),
+                      std::move(biases),
+                      std::move(ops),
+                      std::move(params),
                       {std::move(orders), std::move(collapse)}};
   check_coefficients("x", x, x, d.layout);
   return with_scalar(x, [&](auto scalar) {

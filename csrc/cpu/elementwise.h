@@ -17,7 +17,8 @@ struct LoopOrders {
   }
 };
 
-// Unrolled code for each of the ascending orders `of`; an order in between is padded with zero coefficients to the next.
+// Unrolled code for each of the ascending orders `of`; an order in between is padded with zero coefficients to the
+// next.
 template <int... of>
 struct UnrolledOrders {
   static constexpr int list[] = {of..., 0};
@@ -84,7 +85,8 @@ TD_HD void for_each_vector(const CpuLayout& layout, Range range, const S* const 
   for (int n = 0; n < inputs; ++n) {
     at[n] = copy + n * size * lanes;
     for (int c = 0; c < size; ++c) {
-      for (int l = 0; l < lanes; ++l) copy[(n * size + c) * lanes + l] = in[n][c * range.stride + i + (l < rest ? l : 0)];
+      for (int l = 0; l < lanes; ++l)
+        copy[(n * size + c) * lanes + l] = in[n][c * range.stride + i + (l < rest ? l : 0)];
     }
   }
   S* const result = copy + inputs * size * lanes;
@@ -118,9 +120,9 @@ void forward(const double* params, const CpuLayout& layout, Range range, const S
     for_each_vector<C, S, 1>(layout, range, {x}, y, scratch,
                              [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
       Number<C> not_finite(0.0);
-      const auto care = unary_forward<Orders, false>(op, layout, Loader<C, S>{in[0], stride},
-                                                     Storer<C, S>{out, stride, &not_finite},
-                                                     workspace<C, S>(layout, scratch));
+      const auto care =
+          unary_forward<Orders, false>(op, layout, Loader<C, S>{in[0], stride}, Storer<C, S>{out, stride, &not_finite},
+                                       workspace<C, S>(layout, scratch));
       const auto redo = (!(not_finite == Number<C>(0.0))) | care;
       if (!any(redo)) return;
       for (int l = 0; l < count; ++l) {
@@ -142,10 +144,9 @@ void backward(const double* params, const CpuLayout& layout, Range range, const 
     for_each_vector<C, S, 2>(layout, range, {grad, x}, dx, scratch,
                              [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
       Number<C> not_finite(0.0);
-      const auto care = unary_backward<Orders, false>(op, layout, Loader<C, S>{in[1], stride},
-                                                      Loader<C, S>{in[0], stride},
-                                                      Storer<C, S>{out, stride, &not_finite},
-                                                      workspace<C, S>(layout, scratch));
+      const auto care =
+          unary_backward<Orders, false>(op, layout, Loader<C, S>{in[1], stride}, Loader<C, S>{in[0], stride},
+                                        Storer<C, S>{out, stride, &not_finite}, workspace<C, S>(layout, scratch));
       const auto redo = (!(not_finite == Number<C>(0.0))) | care;
       if (!any(redo)) return;
       for (int l = 0; l < count; ++l) {
@@ -162,8 +163,8 @@ void cauchy_product(const CpuLayout& layout, Range range, const S* a, const S* b
   for_each_vector<S, S, 2>(layout, range, {a, b}, y, scratch,
                            [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
     Number<S> not_finite(0.0);
-    cauchy_forward<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride}, Storer<S, S>{out, stride, &not_finite},
-                           workspace<S, S>(layout, scratch));
+    cauchy_forward<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride},
+                           Storer<S, S>{out, stride, &not_finite}, workspace<S, S>(layout, scratch));
   });
 }
 
@@ -172,8 +173,8 @@ void correlation(const CpuLayout& layout, Range range, const S* b, const S* grad
   for_each_vector<S, S, 2>(layout, range, {b, grad}, da, scratch,
                            [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
     Number<S> not_finite(0.0);
-    correlate<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride}, Storer<S, S>{out, stride, &not_finite},
-                      workspace<S, S>(layout, scratch));
+    correlate<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride},
+                      Storer<S, S>{out, stride, &not_finite}, workspace<S, S>(layout, scratch));
   });
 }
 

@@ -65,8 +65,8 @@ struct TangentStorer {
   void operator()(int c, Dual<Careful<C>> v) const { store_number(p + c * stride, v.d); }
 };
 
-// The gradient of <grad_grad, dx(grad, x)>: in grad it is the tangent of y along grad_grad, and, the second derivative of
-// <grad, y(x)> being symmetric, in x it is the tangent of dx along grad_grad.
+// The gradient of <grad_grad, dx(grad, x)>: in grad it is the tangent of y along grad_grad, and, the second derivative
+// of <grad, y(x)> being symmetric, in x it is the tangent of dx along grad_grad.
 template <class Op, class S>
 void double_backward(const double* params, const CpuLayout& layout, Range range, const S* grad_grad, const S* grad,
                      const S* x, S* dgrad, S* dx, void* scratch) {

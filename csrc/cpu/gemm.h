@@ -56,7 +56,8 @@ template <class S>
 void gemm(const GemmShape& g, const S* a, const S* b, S* c) {
   constexpr int lanes = lanes_of<S>;
   int64_t n = 0;
-  for (; n + register_columns * lanes <= g.columns; n += register_columns * lanes) gemm_panel<S, register_columns>(g, a, b + n, c + n);
+  for (; n + register_columns * lanes <= g.columns; n += register_columns * lanes)
+    gemm_panel<S, register_columns>(g, a, b + n, c + n);
   if constexpr (register_columns > 2) {
     for (; n + 2 * lanes <= g.columns; n += 2 * lanes) gemm_panel<S, 2>(g, a, b + n, c + n);
   }

@@ -174,13 +174,13 @@ TD_VECTOR_FUNCTION(erf, u10)   TD_VECTOR_FUNCTION(erfc, u15)
 #undef TD_EXPAND
 // clang-format on
 
-#define TD_VECTOR_POW(single_function, double_function)                                \
-  extern "C" Vec<float>::Raw single_function(Vec<float>::Raw, Vec<float>::Raw);        \
-  extern "C" Vec<double>::Raw double_function(Vec<double>::Raw, Vec<double>::Raw);     \
+#define TD_VECTOR_POW(single_function, double_function)                                              \
+  extern "C" Vec<float>::Raw single_function(Vec<float>::Raw, Vec<float>::Raw);                      \
+  extern "C" Vec<double>::Raw double_function(Vec<double>::Raw, Vec<double>::Raw);                   \
   TD_HD Vec<float> pow(Vec<float> x, double p) { return single_function(x.raw, Vec<float>(p).raw); } \
   TD_HD Vec<double> pow(Vec<double> x, double p) { return double_function(x.raw, Vec<double>(p).raw); }
 #define TD_EXPAND(macro, ...) macro(__VA_ARGS__)
-TD_EXPAND(TD_VECTOR_POW, TD_SLEEF(pow, u10))
+                        TD_EXPAND(TD_VECTOR_POW, TD_SLEEF(pow, u10))
 #undef TD_VECTOR_POW
 #undef TD_EXPAND
 
