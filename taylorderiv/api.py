@@ -123,7 +123,7 @@ def jet(
 
 
 class Partials:
-    """Partial derivatives of one function: ``p.u`` is its value, ``p.xxt`` or ``p["xxt"]`` or ``p[2, 1]`` the others."""
+    """Partial derivatives of one function: ``p.u`` is the value; ``p.xxt``, ``p["xxt"]`` or ``p[2, 1]`` the others."""
 
     def __init__(self, value: Any, variables: Sequence[str], entries: Mapping[MultiIndex, Any]):
         self.u = value

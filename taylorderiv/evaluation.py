@@ -93,8 +93,8 @@ def evaluate(plan: Plan | NestedPlan, f: Callable[[Any], Any], x: Points, *, chu
         f: the function; called with a jet in place of ``x`` (or a dict of jets), once per chunk.
         x: the points.
         chunk_size: how many directions to propagate at once, by default as many as half of the free memory is
-            guessed to hold, with a `ChunkWarning` if those aren't all. Where gradients are recorded, chunks
-            are recomputed in the backward pass, so that only one of them is in memory at a time.
+            guessed to hold, with a `ChunkWarning` if those aren't all. Where gradients are recorded, the
+            outermost chunks are recomputed in the backward pass: one of them is in memory at a time.
 
     Returns:
         A tensor ``(Q, *f(x).shape)``.
@@ -112,7 +112,7 @@ def evaluate(plan: Plan | NestedPlan, f: Callable[[Any], Any], x: Points, *, chu
     chunks = plan.chunks(chunk_size)
     if len(chunks) == 1:
         return _propagate(plan, f, x)
-    recompute = torch.is_grad_enabled() and not _in_functorch()
+    recompute = torch.is_grad_enabled() and _outermost() and not _in_functorch()
     total = None
     for chunk in chunks:
         part = checkpoint(_propagate, chunk, f, x, use_reentrant=False) if recompute else _propagate(chunk, f, x)
@@ -216,6 +216,12 @@ def _free_memory(device: torch.device) -> float:
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
+
+
+def _outermost() -> bool:
+    """Whether no other differentiation runs: recomputed later, outside it, its jets would be taken for ours."""
+    with nested_level() as level:
+        return level[0] == 1
 
 
 def _in_functorch() -> bool:

@@ -286,7 +286,7 @@ for _name, _kernel in _KERNELS.items():
     torch.library.register_vmap(f"taylorderiv::{_name}", _kernel.vmap)
 
 
-# The fused chain. Its gradient is one op too; when that has to be differentiated, it is computed layer by layer instead.
+# The fused chain. Its gradient is one op too; where that has to be differentiated, the layers are computed one by one.
 
 
 def _chain_fake(x: Tensor, weights: list[Tensor], *_: Any) -> Tensor:

@@ -422,6 +422,17 @@ def test_chunks_give_the_same(chunk_size: int) -> None:
             close(p, q, 1e-12)
 
 
+def test_chunks_inside_chunks() -> None:
+    """Recomputed in the backward pass, the inner jets must still not be taken for the outer ones."""
+    net, x = network(3), points(4, 3)
+    chunked = laplacian(lambda z: laplacian(net, z, chunk_size=1), x, chunk_size=2)
+    close(chunked, bilaplacian(net, x), 1e-12)
+    actual = torch.autograd.grad(chunked.sum(), list(net.parameters()), materialize_grads=True)
+    expected = torch.autograd.grad(bilaplacian(net, x).sum(), list(net.parameters()), materialize_grads=True)
+    for p, q in zip(actual, expected, strict=True):
+        close(p, q, 1e-11)
+
+
 def test_chunks_inside_torch_func() -> None:
     net, x = network(5), points(4, 5)
     gradient = torch.func.grad(lambda z: laplacian(net, z, chunk_size=2).sum())(x)
