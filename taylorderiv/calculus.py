@@ -230,8 +230,8 @@ def curl(f: Function, x: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from taylorderiv import curl
-        >>> curl(lambda x: torch.stack([-x[:, 1], x[:, 0], 0 * x[:, 2]], -1), torch.tensor([[1.0, 2.0, 3.0]]))
-        tensor([[0., 0., 2.]])
+        >>> curl(lambda x: x[:, [2, 0, 1]], torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[1., 1., 1.]])
     """
     check_points(x, 3)
     values = _vector_field(f, x, "curl", None)
