@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from pybind11 import get_include
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: one binary for it and what follows (stable ABI)
@@ -31,7 +31,7 @@ def wants_cuda() -> bool:
     return possible and choice != "0"
 
 
-def extension() -> CppExtension:
+def extension() -> Extension:
     sources = [str(path) for path in [Path("csrc/library.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     if platform.machine() in ("x86_64", "AMD64"):

@@ -58,7 +58,8 @@ def _derivatives(y: Any, order: int, level: Level) -> tuple[Any, ...]:
     if not isinstance(y, (Tensor, Jet)):
         raise TypeError(f"the function must return a torch.Tensor, got {type(y).__name__}")
     if not (isinstance(y, Jet) and y.level == level):  # It doesn't depend on the variables.
-        return (y, *[torch.zeros_like(y) for _ in range(order)])
+        value: Any = y
+        return (y, *[torch.zeros_like(value) for _ in range(order)])
     return tuple(y.derivative(k) for k in range(order + 1))
 
 
