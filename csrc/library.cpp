@@ -18,12 +18,12 @@ STABLE_TORCH_LIBRARY(taylorderiv, m) {
   m.def("cauchy(Tensor a, Tensor b, int[] orders, float[] weights) -> Tensor");
   m.def("correlate(Tensor b, Tensor grad, int[] orders, float[] weights) -> Tensor");
   m.def(
-      "chain(Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders, float[] collapse)"
-      " -> Tensor");
+      "chain(Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders, float[] collapse,"
+      " bool save) -> (Tensor, Tensor)");
   m.def(
-      "chain_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] "
-      "orders,"
-      " float[] collapse, bool input_gradient) -> Tensor[]");
+      "chain_backward(Tensor grad, Tensor x, Tensor saved, Tensor[] weights, Tensor[] biases, str[] ops, float[] "
+      "params,"
+      " int[] orders, float[] collapse, bool input_gradient) -> Tensor[]");
 }
 
 namespace {

@@ -17,8 +17,8 @@ from torch import Tensor
 from taylorderiv import kernels
 from taylorderiv.layout import Layout
 
-# Above, one matrix product per layer on the whole batch is faster: a layer's weights fill the cache.
-_WIDEST = 256
+# Above, a layer's weights no longer fit the caches, and one matrix product per layer on the whole batch is faster.
+_WIDEST = 1024
 
 
 class Layer(NamedTuple):

@@ -100,6 +100,11 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
     return reference.cauchy(a, b, layout)
 
 
+# Of one core, as measured: matrix products of cache-resident tiles, and writing to memory that is new to the process.
+_OPERATIONS_PER_SECOND = {torch.float32: 200e9, torch.float64: 100e9}
+_FRESH_BYTES_PER_SECOND = 3e9
+
+
 def chain_applies(weight: Any, op: str | None = None) -> bool:
     """Whether a linear layer with this weight, and the unary op, can be part of :func:`chain`, as things stand."""
     return (
@@ -134,14 +139,28 @@ def chain(
         The coefficients ``(C, N, out of the last layer)``.
     """
     none = x.new_empty(0)
-    return torch.ops.taylorderiv.chain(
+    tensors = (x, *weights, *(bias for bias in biases if bias is not None))
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    result, _ = torch.ops.taylorderiv.chain(
         x.contiguous(),
         [weight.contiguous() for weight in weights],
         [none if bias is None else bias.contiguous() for bias in biases],
         [op or "" for op in ops],
         [param for layer in params for param in layer],
         *_structure(layout),
+        differentiated and _saving_pays(weights),
     )
+    return result
+
+
+def _saving_pays(weights: Sequence[Tensor]) -> bool:
+    """Whether the backward pass of a chain should read its layers, saved before the activations, or recompute them.
+
+    Per coefficient, recomputing takes the floating-point operations of the layers, saving the time of fresh memory.
+    """
+    operations = sum(2 * weight.numel() for weight in weights)
+    saved_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
+    return operations / _OPERATIONS_PER_SECOND[weights[0].dtype] > saved_bytes / _FRESH_BYTES_PER_SECOND
 
 
 # What PyTorch must know about the ops, each stated once: in a torch.autograd.Function. The dispatcher gets
@@ -289,35 +308,38 @@ for _name, _kernel in _KERNELS.items():
 # The fused chain. Its gradient is one op too; where that has to be differentiated, the layers are computed one by one.
 
 
-def _chain_fake(x: Tensor, weights: list[Tensor], *_: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weights[-1].shape[0])
+def _chain_fake(x: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-1] else 0)
+    return x.new_empty(*x.shape[:-1], weights[-1].shape[0]), saved
 
 
 def _chain_backward_fake(
-    grad: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
+    grad: Tensor, x: Tensor, saved: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
 ) -> list[Tensor]:
     return [torch.empty_like(x) if rest[-1] else x.new_empty(0), *map(torch.empty_like, [*weights, *biases])]
 
 
-def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weights, biases, *ctx.rest = inputs
-    ctx.save_for_backward(x, *weights, *biases)
+def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weights, biases, *rest, _ = inputs
+    ctx.rest = rest
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1], *weights, *biases)
 
 
-def _chain_gradient(ctx: Any, grad: Tensor) -> Any:
-    x, *parameters = ctx.saved_tensors
+def _chain_gradient(ctx: Any, grad: Tensor, _: Tensor) -> Any:
+    x, saved, *parameters = ctx.saved_tensors
     count = len(parameters) // 2
     weights, biases = parameters[:count], parameters[count:]
     if torch.is_grad_enabled():
         gradients = _chain_differentiable_gradient(grad, x, weights, biases, *ctx.rest)
     else:
         gradients = torch.ops.taylorderiv.chain_backward(
-            grad.contiguous(), x, weights, biases, *ctx.rest, ctx.needs_input_grad[0]
+            grad.contiguous(), x, saved, weights, biases, *ctx.rest, ctx.needs_input_grad[0]
         )
     x_gradient = gradients[0] if ctx.needs_input_grad[0] else None
     # PyTorch wants the structure of the inputs back, in which an empty list counts as a list of tensors.
     rest = [[] if value == [] else None for value in ctx.rest]
-    return x_gradient, list(gradients[1 : 1 + count]), list(gradients[1 + count :]), *rest
+    return x_gradient, list(gradients[1 : 1 + count]), list(gradients[1 + count :]), *rest, None
 
 
 def _chain_differentiable_gradient(

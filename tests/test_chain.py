@@ -80,9 +80,9 @@ def architectures(draw):
     return widths, activations, biases, tuple(orders), weights, points, draw(st.integers(0, 10**6))
 
 
-@settings(max_examples=60, deadline=None)
-@given(architectures(), st.sampled_from([torch.float64, torch.float32]))
-def test_chain_matches_layer_by_layer(architecture, dtype):
+@settings(max_examples=80, deadline=None)
+@given(architectures(), st.sampled_from([torch.float64, torch.float32]), st.booleans())
+def test_chain_matches_layer_by_layer(architecture, dtype, save):
     widths, activations, biases, orders, weights, points, seed = architecture
     torch.manual_seed(seed)
     network = Network(widths, activations, biases, dtype)
@@ -96,10 +96,19 @@ def test_chain_matches_layer_by_layer(architecture, dtype):
         return y, *torch.autograd.grad(y, inputs, cotangent, allow_unused=True, materialize_grads=True)
 
     tolerance = 1e-11 if dtype == torch.float64 else 2e-4
-    for fused, single in zip(run(), unfused(run), strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_saving_pays", lambda _: save)
+        fused_results = run()
+    for fused, single in zip(fused_results, unfused(run), strict=True):
         # Sums run in another order: rounding is relative to their largest terms.
         scale = single.abs().max().item() if single.numel() else 0.0
         torch.testing.assert_close(fused, single, rtol=tolerance, atol=tolerance * (scale + 1e-30))
+
+
+def test_wide_networks_save_and_narrow_ones_recompute():
+    narrow, wide = torch.empty(64, 64), torch.empty(512, 512)
+    assert not kernels._saving_pays([narrow, narrow])
+    assert kernels._saving_pays([wide, wide])
 
 
 def test_a_sequential_network_is_one_op(flushes):
@@ -158,7 +167,7 @@ def test_opcheck():
     x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(4, 2, dtype=torch.float64, requires_grad=True)]
     biases = [torch.randn(4, dtype=torch.float64, requires_grad=True)]
-    arguments = (x, weights, biases, ["softplus"], [1.0, 20.0], [2], [])
+    arguments = (x, weights, biases, ["softplus"], [1.0, 20.0], [2], [], False)
     # Its gradient is differentiated layer by layer, which PyTorch's check for compiled gradients can't follow.
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.taylorderiv.chain, arguments, test_utils=tests)

@@ -2,8 +2,9 @@
 //
 // Fresh large tensors cost more than the arithmetic on them, so nothing of the size of the batch is written but the
 // result: a tile's coefficients of one layer, rows (c, point), go through the matrix product and the activation while
-// they are in the L2 cache. The backward pass recomputes the tile's layers, then accumulates the weights' gradients in
-// buffers of the thread, which are summed in a fixed order: the result is the same, bit for bit, from run to run.
+// they are in the L2 cache. The backward pass recomputes the tile's layers, or reads what the forward pass saved of
+// them (before the activations), then accumulates the weights' gradients in buffers of the thread, which are summed in
+// a fixed order: the result is the same, bit for bit, from run to run.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +28,8 @@ struct ChainLayer {
 template <class S>
 class Chain {
  public:
-  enum class Mode { forward, backward };
+  // Whether a backward pass is run, or prepared by saving.
+  enum class Mode { forward, saving, backward };
 
   Chain(std::vector<ChainLayer<S>> layers, const CpuLayout& layout, int64_t points, Mode mode)
       : layers_(std::move(layers)),
@@ -38,9 +40,7 @@ class Chain {
         mode_(mode) {
     for (const auto& layer : layers_) widest_ = std::max({widest_, padded(layer.in), padded(layer.out)});
     int64_t numbers = padded(layers_[0].in) + 2 * widest_;  // per point and coefficient
-    if (mode == Mode::backward) {
-      for (const auto& layer : layers_) numbers += 2 * padded(layer.out);
-    }
+    if (mode != Mode::forward) numbers += 2 * layer_numbers();
     const int64_t l2_budget = 1 << 20;  // half of the L2 cache of current server processors
     tile_ = l2_budget / (numbers * size() * int64_t(sizeof(S)));
     tile_ = std::clamp<int64_t>(tile_, 4, 64);
@@ -49,13 +49,14 @@ class Chain {
 
   int64_t tiles() const { return (points_ + tile_ - 1) / tile_; }
 
+  // Numbers that the saving mode saves.
+  int64_t saved() const { return tiles() * tile_ * size() * layer_numbers(); }
+
   // Numbers of memory that a thread needs, and how many of these, at the front, are its gradients.
   int64_t workspace() const {
     const int64_t rows = tile_ * size();
     int64_t numbers = gradients() + rows * (padded(layers_[0].in) + 2 * widest_) + scratch();
-    if (mode_ == Mode::backward) {
-      for (const auto& layer : layers_) numbers += 2 * rows * padded(layer.out);
-    }
+    if (mode_ == Mode::backward) numbers += 2 * rows * layer_numbers();
     return numbers;
   }
   int64_t gradients() const {
@@ -66,26 +67,33 @@ class Chain {
     return numbers;
   }
 
-  // x (C, points, in of the first layer) -> y (C, points, out of the last one), for one tile.
-  void forward(int64_t tile, const S* x, S* y, S* workspace) const {
-    const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), rows = n * size();
+  // x (C, points, in of the first layer) -> y (C, points, out of the last one), for one tile; saves for the backward
+  // pass, unless `saved` is null.
+  void forward(int64_t tile, const S* x, S* y, S* saved, S* workspace) const {
+    const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), rows = n * size(), room = tile_ * size();
     S* h = workspace;
-    S* z = h + tile_ * size() * widest_;
-    void* const scratch = z + tile_ * size() * widest_;
+    S* other = h + room * widest_;
+    void* const scratch = other + room * widest_;
+    S* next = saved == nullptr ? nullptr : saved + tile * room * layer_numbers();
     copy_in(x, layers_[0].in, begin, n, h);
     for (size_t i = 0; i < layers_.size(); ++i) {
+      S* const z = next == nullptr ? other : next;
       linear(i, rows, n, h, z);
+      if (next != nullptr) next += room * padded(layers_[i].out);
       if (layers_[i].op >= 0) {
         activation(i, n, z, h, scratch);
+      } else if (z == other) {
+        std::swap(h, other);
       } else {
-        std::swap(h, z);
+        std::memcpy(h, z, sizeof(S) * rows * padded(layers_[i].out));
       }
     }
     copy_out(h, layers_.back().out, begin, n, y);
   }
 
   // Adds the tile's share of the parameters' gradients to the workspace; writes the input's, unless dx is null.
-  void backward(int64_t tile, const S* grad, const S* x, S* dx, S* workspace) const {
+  // `saved` is what forward() saved, or null.
+  void backward(int64_t tile, const S* grad, const S* x, const S* saved, S* dx, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), rows = n * size(), room = tile_ * size();
     S* next = workspace + gradients();
     const auto take = [&](int64_t numbers) {
@@ -96,15 +104,26 @@ class Chain {
     S* g = take(room * widest_);
     S* g_other = take(room * widest_);
     void* const scratch = take(this->scratch());
-    std::vector<S*> h(layers_.size() + 1), z(layers_.size());
-    h[0] = take(room * padded(layers_[0].in));
-    copy_in(x, layers_[0].in, begin, n, h[0]);
+    std::vector<const S*> h(layers_.size() + 1), z(layers_.size());
+    S* const input = take(room * padded(layers_[0].in));
+    copy_in(x, layers_[0].in, begin, n, input);
+    h[0] = input;
+    if (saved != nullptr) saved += tile * room * layer_numbers();
     for (size_t i = 0; i < layers_.size(); ++i) {
-      h[i + 1] = z[i] = take(room * padded(layers_[i].out));
-      linear(i, rows, n, h[i], z[i]);
+      const int64_t numbers = room * padded(layers_[i].out);
+      if (saved != nullptr) {
+        z[i] = saved;
+        saved += numbers;
+      } else {
+        S* const result = take(numbers);
+        linear(i, rows, n, h[i], result);
+        z[i] = result;
+      }
+      h[i + 1] = z[i];
       if (i + 1 < layers_.size() && layers_[i].op >= 0) {
-        h[i + 1] = take(room * padded(layers_[i].out));
-        activation(i, n, z[i], h[i + 1], scratch);
+        S* const result = take(numbers);
+        activation(i, n, z[i], result, scratch);
+        h[i + 1] = result;
       }
     }
     copy_in(grad, layers_.back().out, begin, n, g);
@@ -117,13 +136,13 @@ class Chain {
         std::swap(g, g_other);
       }
       gradient -= layer.out * in + out;
-      gemm_.multiply({layer.out, in, rows, 1, out, in, in, true}, g, h[i], gradient);
+      gemm_.multiply({layer.out, in, rows, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
       S* const bias = gradient + layer.out * in;
       for (int64_t p = 0; p < n; ++p) {
         for (int64_t o = 0; o < out; ++o) bias[o] += g[p * out + o];
       }
       if (i > 0 || dx != nullptr) {
-        gemm_.multiply({rows, in, layer.out, out, 1, in, in, false}, g, packed(i, Mode::backward), g_other);
+        multiply_packed(rows, in, layer.out, out, g, packed(i, Mode::backward), g_other);
         std::swap(g, g_other);
       }
     }
@@ -156,33 +175,51 @@ class Chain {
     return packed_.data() + offsets_[2 * layer + (mode == Mode::backward ? 1 : 0)];
   }
 
-  // Weights with padded rows: transposed for the forward product, as they are for the gradient of the input.
+  // Numbers of one coefficient of one point in all layers.
+  int64_t layer_numbers() const {
+    int64_t numbers = 0;
+    for (const auto& layer : layers_) numbers += padded(layer.out);
+    return numbers;
+  }
+
+  // Copies of the weights in the panels that the matrix product wants (GemmShape), padded with zeros: transposed for
+  // the forward product, as they are for the gradient of the input.
   void pack() {
     int64_t numbers = 0;
+    const auto in_panels = [&](int64_t width) { return (width + gemm_.panel - 1) / gemm_.panel * gemm_.panel; };
     for (const auto& layer : layers_) {
       offsets_.push_back(numbers);
-      offsets_.push_back(numbers += layer.in * padded(layer.out));
-      if (mode_ == Mode::backward) numbers += layer.out * padded(layer.in);
+      offsets_.push_back(numbers += layer.in * in_panels(layer.out));
+      if (mode_ == Mode::backward) numbers += layer.out * in_panels(layer.in);
     }
     packed_.assign(numbers, S(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const auto& layer = layers_[l];
+      const auto place = [&](int64_t row, int64_t column, int64_t rows) {
+        return (column / gemm_.panel * rows + row) * gemm_.panel + column % gemm_.panel;
+      };
       S* const transposed = packed_.data() + offsets_[2 * l];
-      for (int64_t o = 0; o < layer.out; ++o) {
-        for (int64_t i = 0; i < layer.in; ++i) transposed[i * padded(layer.out) + o] = layer.weight[o * layer.in + i];
-      }
-      if (mode_ == Mode::forward) continue;
       S* const rows = packed_.data() + offsets_[2 * l + 1];
       for (int64_t o = 0; o < layer.out; ++o) {
-        std::memcpy(rows + o * padded(layer.in), layer.weight + o * layer.in, sizeof(S) * layer.in);
+        for (int64_t i = 0; i < layer.in; ++i) {
+          const S w = layer.weight[o * layer.in + i];
+          transposed[place(i, o, layer.in)] = w;
+          if (mode_ == Mode::backward) rows[place(o, i, layer.out)] = w;
+        }
       }
     }
+  }
+
+  // c (rows, columns) = a (rows, depth; a_row apart) times packed weights.
+  void multiply_packed(int64_t rows, int64_t columns, int64_t depth, int64_t a_row, const S* a, const S* b,
+                       S* c) const {
+    gemm_.multiply({rows, columns, depth, a_row, 1, gemm_.panel, depth * gemm_.panel, columns, false}, a, b, c);
   }
 
   void linear(size_t i, int64_t rows, int64_t n, const S* h, S* z) const {
     const auto& layer = layers_[i];
     const int64_t in = padded(layer.in), out = padded(layer.out);
-    gemm_.multiply({rows, out, layer.in, in, 1, out, out, false}, h, packed(i, Mode::forward), z);
+    multiply_packed(rows, out, layer.in, in, h, packed(i, Mode::forward), z);
     if (layer.bias == nullptr) return;
     for (int64_t p = 0; p < n; ++p) {
       for (int64_t o = 0; o < layer.out; ++o) z[p * out + o] += layer.bias[o];

@@ -99,8 +99,10 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t width) {
   return sizes;
 }
 
-Tensor chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops, std::vector<double> params,
-             std::vector<int64_t> orders, std::vector<double> collapse) {
+// The result, and what is saved for the backward pass: empty unless wanted.
+std::tuple<Tensor, Tensor> chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops,
+                                 std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
+                                 bool save) {
   const Description d{std::move(weights),
                       std::move(biases),
                       std::move(ops),
@@ -111,20 +113,23 @@ Tensor chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string>
     using S = decltype(scalar);
     const auto layers = d.layers<S>(x);
     Tensor y = torch::stable::new_empty(x, with_last(x, layers.back().out));
-    if (y.numel() == 0) return y;
+    if (y.numel() == 0) return std::make_tuple(y, torch::stable::new_empty(x, {0}));
     const int64_t points = x.numel() / (d.layout.view.size() * layers[0].in);
-    const Chain<S> chain(layers, d.layout.view, points, Chain<S>::Mode::forward);
+    using Mode = typename Chain<S>::Mode;
+    const Chain<S> chain(layers, d.layout.view, points, save ? Mode::saving : Mode::forward);
+    Tensor saved = torch::stable::new_empty(x, {save ? chain.saved() : 0});
     on_threads(chain, [&](int64_t tile, S* workspace) {
-      chain.forward(tile, x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), workspace);
+      chain.forward(tile, x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), save ? saved.mutable_data_ptr<S>() : nullptr,
+                    workspace);
     });
-    return y;
+    return std::make_tuple(y, saved);
   });
 }
 
-// The gradients of x (empty unless wanted), the weights, and the biases.
-Tensors chain_backward(Tensor grad, Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops,
-                       std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
-                       bool input_gradient) {
+// The gradients of x (empty unless wanted), the weights, and the biases. `saved` may be empty.
+Tensors chain_backward(Tensor grad, Tensor x, Tensor saved, Tensors weights, Tensors biases,
+                       std::vector<std::string> ops, std::vector<double> params, std::vector<int64_t> orders,
+                       std::vector<double> collapse, bool input_gradient) {
   const Description d{std::move(weights),
                       std::move(biases),
                       std::move(ops),
@@ -145,8 +150,12 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensors weights, Tensors biases, s
     const int64_t points = x.numel() / (d.layout.view.size() * layers[0].in);
     if (points == 0) return gradients;
     const Chain<S> chain(layers, d.layout.view, points, Chain<S>::Mode::backward);
+    STD_TORCH_CHECK(saved.numel() == 0 || (saved.numel() == chain.saved() && saved.is_contiguous() &&
+                                           saved.scalar_type() == x.scalar_type()),
+                    "taylorderiv: saved isn't what this chain saved");
     const auto workspaces = on_threads(chain, [&](int64_t tile, S* workspace) {
       chain.backward(tile, grad.const_data_ptr<S>(), x.const_data_ptr<S>(),
+                     saved.numel() ? saved.const_data_ptr<S>() : nullptr,
                      input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);
     });
     std::vector<S*> sums;

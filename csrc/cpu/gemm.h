@@ -19,6 +19,9 @@ inline constexpr int register_columns = 4, register_tile = 24;
 inline constexpr int register_columns = 2, register_tile = 12;
 #endif
 
+template <class S>
+inline constexpr int panel_of = register_columns * lanes_of<S>;
+
 // C[m][n] (+)= sum_k A(m, k) B[k][n] for `rows` rows and `vectors` SIMD vectors of columns held in registers.
 template <class S, int rows, int vectors>
 TD_HD void gemm_registers(const GemmShape& g, const S* a, const S* b, S* c) {
@@ -52,16 +55,27 @@ void gemm_panel(const GemmShape& g, const S* a, const S* b, S* c) {
   for (; m < g.rows; ++m) gemm_registers<S, 1, vectors>(g, a + m * g.a_row, b, c + m * g.c_row);
 }
 
+// Columns [n, n + vectors) in panels of B that stay in the L1 cache while all rows of A pass by.
+template <class S, int vectors>
+void gemm_columns(const GemmShape& g, const S* a, const S* b, S* c) {
+  constexpr int64_t depth = 32768 / (vectors * int(sizeof(Number<S>)));
+  GemmShape part = g;
+  for (int64_t k = 0; k < g.depth || k == 0; k += depth) {
+    part.depth = g.depth - k < depth ? g.depth - k : depth;
+    part.accumulate = g.accumulate || k > 0;
+    gemm_panel<S, vectors>(part, a + k * g.a_depth, b + k * g.b_row, c);
+  }
+}
+
 template <class S>
 void gemm(const GemmShape& g, const S* a, const S* b, S* c) {
-  constexpr int lanes = lanes_of<S>;
+  constexpr int lanes = lanes_of<S>, panel = panel_of<S>;
   int64_t n = 0;
-  for (; n + register_columns * lanes <= g.columns; n += register_columns * lanes)
-    gemm_panel<S, register_columns>(g, a, b + n, c + n);
+  for (; n + panel <= g.columns; n += panel, b += g.b_panel) gemm_columns<S, register_columns>(g, a, b, c + n);
   if constexpr (register_columns > 2) {
-    for (; n + 2 * lanes <= g.columns; n += 2 * lanes) gemm_panel<S, 2>(g, a, b + n, c + n);
+    for (; n + 2 * lanes <= g.columns; n += 2 * lanes, b += 2 * lanes) gemm_columns<S, 2>(g, a, b, c + n);
   }
-  for (; n < g.columns; n += lanes) gemm_panel<S, 1>(g, a, b + n, c + n);
+  for (; n < g.columns; n += lanes, b += lanes) gemm_columns<S, 1>(g, a, b, c + n);
 }
 
 TD_NAMESPACE_END

@@ -3,10 +3,10 @@
 
 #include "gemm.h"
 
-const taylorderiv::CpuGemm<float> taylorderiv::gemm_avx512_f32 = {&taylorderiv::gemm<float>,
-                                                                  taylorderiv::lanes_of<float>};
-const taylorderiv::CpuGemm<double> taylorderiv::gemm_avx512_f64 = {&taylorderiv::gemm<double>,
-                                                                   taylorderiv::lanes_of<double>};
+namespace taylorderiv {
+const CpuGemm<float> gemm_avx512_f32 = {&gemm<float>, lanes_of<float>, panel_of<float>};
+const CpuGemm<double> gemm_avx512_f64 = {&gemm<double>, lanes_of<double>, panel_of<double>};
+}  // namespace taylorderiv
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,5 +1,7 @@
 #define TD_VARIANT baseline
 #include "gemm.h"
 
-const taylorderiv::CpuGemm<float> taylorderiv::gemm_baseline_f32 = {&taylorderiv::gemm<float>, 1};
-const taylorderiv::CpuGemm<double> taylorderiv::gemm_baseline_f64 = {&taylorderiv::gemm<double>, 1};
+namespace taylorderiv {
+const CpuGemm<float> gemm_baseline_f32 = {&gemm<float>, lanes_of<float>, panel_of<float>};
+const CpuGemm<double> gemm_baseline_f64 = {&gemm<double>, lanes_of<double>, panel_of<double>};
+}  // namespace taylorderiv

@@ -52,8 +52,9 @@ struct CpuKernels {
 };
 
 // C (rows x columns, columns a multiple of the vector length) = or += A B, with A(m, k) at a[m a_row + k a_depth].
+// B comes in panels of CpuGemm::panel columns, b_panel apart, within which B(k, n) is at [k b_row + n].
 struct GemmShape {
-  int64_t rows, columns, depth, a_row, a_depth, b_row, c_row;
+  int64_t rows, columns, depth, a_row, a_depth, b_row, b_panel, c_row;
   bool accumulate;
 };
 
@@ -61,6 +62,7 @@ template <class S>
 struct CpuGemm {
   void (*multiply)(const GemmShape&, const S* a, const S* b, S* c);
   int lanes;  // numbers in a SIMD vector
+  int panel;  // columns of B that are in registers at once
 };
 
 // The kernels of any processor, in which exact zeros annihilate infinities (careful.h).
