@@ -38,12 +38,13 @@ class Chain {
         gemm_(cpu_gemm<S>()),
         points_(points),
         mode_(mode) {
-    for (const auto& layer : layers_) widest_ = std::max({widest_, padded(layer.in), padded(layer.out)});
-    int64_t numbers = padded(layers_[0].in) + 2 * widest_;  // per point and coefficient
+    for (const auto& layer : layers_) widest_ = std::max({widest_, stride(layer.in), stride(layer.out)});
+    int64_t numbers = stride(layers_[0].in) + 2 * widest_;  // per point and coefficient
     if (mode != Mode::forward) numbers += 2 * layer_numbers();
     const int64_t l2_budget = 1 << 20;  // half of the L2 cache of current server processors
     tile_ = l2_budget / (numbers * size() * int64_t(sizeof(S)));
-    tile_ = std::clamp<int64_t>(tile_, 4, 64);
+    const int64_t least = 1 + 255 / size();  // rows enough for the matrix products to pay for reading the weights
+    tile_ = std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64);
     pack();
   }
 
@@ -55,14 +56,14 @@ class Chain {
   // Numbers of memory that a thread needs, and how many of these, at the front, are its gradients.
   int64_t workspace() const {
     const int64_t rows = tile_ * size();
-    int64_t numbers = gradients() + rows * (padded(layers_[0].in) + 2 * widest_) + scratch();
+    int64_t numbers = gradients() + rows * (stride(layers_[0].in) + 2 * widest_) + scratch();
     if (mode_ == Mode::backward) numbers += 2 * rows * layer_numbers();
     return numbers;
   }
   int64_t gradients() const {
     int64_t numbers = 0;
     if (mode_ == Mode::backward) {
-      for (const auto& layer : layers_) numbers += layer.out * padded(layer.in) + padded(layer.out);
+      for (const auto& layer : layers_) numbers += layer.out * stride(layer.in) + stride(layer.out);
     }
     return numbers;
   }
@@ -79,13 +80,13 @@ class Chain {
     for (size_t i = 0; i < layers_.size(); ++i) {
       S* const z = next == nullptr ? other : next;
       linear(i, rows, n, h, z);
-      if (next != nullptr) next += room * padded(layers_[i].out);
+      if (next != nullptr) next += room * stride(layers_[i].out);
       if (layers_[i].op >= 0) {
         activation(i, n, z, h, scratch);
       } else if (z == other) {
         std::swap(h, other);
       } else {
-        std::memcpy(h, z, sizeof(S) * rows * padded(layers_[i].out));
+        std::memcpy(h, z, sizeof(S) * rows * stride(layers_[i].out));
       }
     }
     copy_out(h, layers_.back().out, begin, n, y);
@@ -105,12 +106,12 @@ class Chain {
     S* g_other = take(room * widest_);
     void* const scratch = take(this->scratch());
     std::vector<const S*> h(layers_.size() + 1), z(layers_.size());
-    S* const input = take(room * padded(layers_[0].in));
+    S* const input = take(room * stride(layers_[0].in));
     copy_in(x, layers_[0].in, begin, n, input);
     h[0] = input;
     if (saved != nullptr) saved += tile * room * layer_numbers();
     for (size_t i = 0; i < layers_.size(); ++i) {
-      const int64_t numbers = room * padded(layers_[i].out);
+      const int64_t numbers = room * stride(layers_[i].out);
       if (saved != nullptr) {
         z[i] = saved;
         saved += numbers;
@@ -130,19 +131,19 @@ class Chain {
     S* gradient = workspace + gradients();
     for (size_t i = layers_.size(); i-- > 0;) {
       const auto& layer = layers_[i];
-      const int64_t in = padded(layer.in), out = padded(layer.out);
+      const int64_t in = stride(layer.in), out = stride(layer.out);
       if (layer.op >= 0) {
         kernels_.backward[layer.op](layer.params, layout_, Range{n * out, 0, n * out}, g, z[i], g_other, scratch);
         std::swap(g, g_other);
       }
       gradient -= layer.out * in + out;
-      gemm_.multiply({layer.out, in, rows, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
+      gemm_.multiply({layer.out, columns(layer.in), rows, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
       S* const bias = gradient + layer.out * in;
       for (int64_t p = 0; p < n; ++p) {
-        for (int64_t o = 0; o < out; ++o) bias[o] += g[p * out + o];
+        for (int64_t o = 0; o < layer.out; ++o) bias[o] += g[p * out + o];
       }
       if (i > 0 || dx != nullptr) {
-        multiply_packed(rows, in, layer.out, out, g, packed(i, Mode::backward), g_other);
+        multiply_packed(rows, layer.in, layer.out, g, packed(i, Mode::backward), g_other);
         std::swap(g, g_other);
       }
     }
@@ -152,24 +153,27 @@ class Chain {
   // The sum over threads of what backward() left in their workspaces: weight (out, in) and bias (out) of a layer.
   void reduce(size_t layer, const std::vector<S*>& workspaces, S* weight, S* bias) const {
     int64_t offset = 0;
-    for (size_t i = 0; i < layer; ++i) offset += layers_[i].out * padded(layers_[i].in) + padded(layers_[i].out);
-    const int64_t in = layers_[layer].in, out = layers_[layer].out, stride = padded(in);
-    for (int64_t o = 0; o < out; ++o) {
-      for (int64_t i = 0; i < in; ++i) {
-        S sum = 0;
-        for (const S* w : workspaces) sum += w[offset + o * stride + i];
-        weight[o * in + i] = sum;
-      }
-      if (bias == nullptr) continue;
-      S sum = 0;
-      for (const S* w : workspaces) sum += w[offset + out * stride + o];
-      bias[o] = sum;
+    for (size_t i = 0; i < layer; ++i) offset += layers_[i].out * stride(layers_[i].in) + stride(layers_[i].out);
+    const int64_t in = layers_[layer].in, out = layers_[layer].out, row = stride(in);
+    const auto add = [](const S* from, int64_t count, bool first, S* to) {
+      for (int64_t i = 0; i < count; ++i) to[i] = first ? from[i] : to[i] + from[i];
+    };
+    for (size_t t = 0; t < workspaces.size(); ++t) {
+      const S* const sums = workspaces[t] + offset;
+      for (int64_t o = 0; o < out; ++o) add(sums + o * row, in, t == 0, weight + o * in);
+      if (bias != nullptr) add(sums + out * row, out, t == 0, bias);
     }
   }
 
  private:
   int64_t size() const { return layout_.size(); }
-  int64_t padded(int64_t width) const { return (width + gemm_.lanes - 1) / gemm_.lanes * gemm_.lanes; }
+  // A row's width in whole vectors.
+  int64_t columns(int64_t width) const { return (width + gemm_.lanes - 1) / gemm_.lanes * gemm_.lanes; }
+  // From row to row: never a multiple of 8 cache lines, or a column of rows would compete for few places in the cache.
+  int64_t stride(int64_t width) const {
+    const int64_t line = 64 / sizeof(S), numbers = columns(width);
+    return numbers % (8 * line) == 0 ? numbers + line : numbers;
+  }
   int64_t scratch() const { return cpu_scratch_bytes(layout_) / int64_t(sizeof(S)); }
   const S* packed(size_t layer, Mode mode) const {
     return packed_.data() + offsets_[2 * layer + (mode == Mode::backward ? 1 : 0)];
@@ -178,7 +182,7 @@ class Chain {
   // Numbers of one coefficient of one point in all layers.
   int64_t layer_numbers() const {
     int64_t numbers = 0;
-    for (const auto& layer : layers_) numbers += padded(layer.out);
+    for (const auto& layer : layers_) numbers += stride(layer.out);
     return numbers;
   }
 
@@ -195,56 +199,58 @@ class Chain {
     packed_.assign(numbers, S(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const auto& layer = layers_[l];
-      const auto place = [&](int64_t row, int64_t column, int64_t rows) {
-        return (column / gemm_.panel * rows + row) * gemm_.panel + column % gemm_.panel;
-      };
+      const int64_t panel = gemm_.panel;
       S* const transposed = packed_.data() + offsets_[2 * l];
       S* const rows = packed_.data() + offsets_[2 * l + 1];
       for (int64_t o = 0; o < layer.out; ++o) {
-        for (int64_t i = 0; i < layer.in; ++i) {
-          const S w = layer.weight[o * layer.in + i];
-          transposed[place(i, o, layer.in)] = w;
-          if (mode_ == Mode::backward) rows[place(o, i, layer.out)] = w;
+        const S* const row = layer.weight + o * layer.in;
+        S* const column = transposed + o / panel * panel * layer.in + o % panel;
+        for (int64_t i = 0; i < layer.in; ++i) column[i * panel] = row[i];
+        if (mode_ != Mode::backward) continue;
+        for (int64_t i = 0; i < layer.in; i += panel) {
+          std::memcpy(rows + i * layer.out + o * panel, row + i, sizeof(S) * std::min(panel, layer.in - i));
         }
       }
     }
   }
 
-  // c (rows, columns) = a (rows, depth; a_row apart) times packed weights.
-  void multiply_packed(int64_t rows, int64_t columns, int64_t depth, int64_t a_row, const S* a, const S* b,
-                       S* c) const {
-    gemm_.multiply({rows, columns, depth, a_row, 1, gemm_.panel, depth * gemm_.panel, columns, false}, a, b, c);
+  // c (rows, width) = a (rows, depth) times packed weights; what lies behind the width is 0.
+  void multiply_packed(int64_t rows, int64_t width, int64_t depth, const S* a, const S* b, S* c) const {
+    const int64_t c_row = stride(width), filled = columns(width);
+    gemm_.multiply({rows, filled, depth, stride(depth), 1, gemm_.panel, depth * gemm_.panel, c_row, false}, a, b, c);
+    if (c_row == filled) return;
+    for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row + filled, c + (r + 1) * c_row, S(0));
   }
 
   void linear(size_t i, int64_t rows, int64_t n, const S* h, S* z) const {
     const auto& layer = layers_[i];
-    const int64_t in = padded(layer.in), out = padded(layer.out);
-    multiply_packed(rows, out, layer.in, in, h, packed(i, Mode::forward), z);
+    multiply_packed(rows, layer.out, layer.in, h, packed(i, Mode::forward), z);
     if (layer.bias == nullptr) return;
+    const int64_t out = stride(layer.out);
     for (int64_t p = 0; p < n; ++p) {
       for (int64_t o = 0; o < layer.out; ++o) z[p * out + o] += layer.bias[o];
     }
   }
 
   void activation(size_t i, int64_t n, const S* z, S* h, void* scratch) const {
-    const int64_t elements = n * padded(layers_[i].out);
+    const int64_t elements = n * stride(layers_[i].out);
     kernels_.forward[layers_[i].op](layers_[i].params, layout_, Range{elements, 0, elements}, z, h, scratch);
   }
 
-  // Between (C, points, width) and a tile's rows (c, point) of padded width.
+  // Between (C, points, width) and a tile's rows (c, point).
   void copy_in(const S* from, int64_t width, int64_t begin, int64_t n, S* to) const {
     for (int64_t c = 0; c < size(); ++c) {
       for (int64_t p = 0; p < n; ++p) {
-        S* const row = to + (c * n + p) * padded(width);
+        S* const row = to + (c * n + p) * stride(width);
         std::memcpy(row, from + (c * points_ + begin + p) * width, sizeof(S) * width);
-        std::fill(row + width, row + padded(width), S(0));
+        std::fill(row + width, row + stride(width), S(0));
       }
     }
   }
   void copy_out(const S* from, int64_t width, int64_t begin, int64_t n, S* to) const {
     for (int64_t c = 0; c < size(); ++c) {
       for (int64_t p = 0; p < n; ++p) {
-        std::memcpy(to + (c * points_ + begin + p) * width, from + (c * n + p) * padded(width), sizeof(S) * width);
+        std::memcpy(to + (c * points_ + begin + p) * width, from + (c * n + p) * stride(width), sizeof(S) * width);
       }
     }
   }
