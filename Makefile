@@ -5,6 +5,7 @@
 #   make bench       timings on this machine
 #   make lint        ruff and clang-format, checking only;  make format  rewrites
 #   make typecheck   pyright
+#   make cuda-check  compile every CUDA source; needs nvcc, needs no GPU
 #   make clean       remove what was built and written, .venv included
 #
 # Another torch:  make test TORCH="torch==2.11.0"
@@ -23,7 +24,7 @@ CPP := $(filter-out %.txt %.md,$(wildcard csrc/*.* csrc/*/*.*))
 # The torch stamp carries a checksum of the requirement: another TORCH means another install and build.
 TORCH_STAMP := $(VENV)/.torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test bench lint typecheck format clean
+.PHONY: demo test bench lint typecheck format cuda-check clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -48,6 +49,9 @@ format: $(VENV)/.installed-dev
 
 typecheck: $(VENV)/.installed-dev
 	$(RUN) -m pyright --pythonpath $(RUN)
+
+cuda-check:
+	.ci/cuda-check
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info taylorderiv/*.so .pytest_cache .ruff_cache .hypothesis

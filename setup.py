@@ -46,9 +46,9 @@ def extension() -> Extension:
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
     return CUDAExtension(
         "taylorderiv._C",
-        sources=sources + [str(path) for path in sorted(Path("csrc/cuda").glob("*.cu"))],
+        sources=sources + [str(path) for kind in ("*.cpp", "*.cu") for path in sorted(Path("csrc/cuda").glob(kind))],
         include_dirs=[get_include()],
-        define_macros=[*macros, ("USE_CUDA", "1"), ("TD_CUDA_ARCHITECTURES", f'\\"{architectures}\\"')],
+        define_macros=[*macros, ("USE_CUDA", "1"), ("TD_CUDA_ARCHITECTURES", f'"{architectures}"')],
         extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]},
     )
 

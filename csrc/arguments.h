@@ -9,9 +9,20 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "layout_view.h"
+#include "unary_ops.h"
 
 namespace taylorderiv {
+
+struct UnaryOpInfo {
+  const char* name;
+  int params;
+};
+
+#define TD_INFO(Op) {Op::name, Op::params},
+inline constexpr UnaryOpInfo unary_op_infos[] = {TD_UNARY_OPS(TD_INFO)};
+#undef TD_INFO
+inline constexpr int unary_op_count = sizeof(unary_op_infos) / sizeof(unary_op_infos[0]);
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -43,7 +54,7 @@ auto with_scalar(const Tensor& t, F&& f) {
 struct CheckedLayout {
   std::vector<int64_t> orders;
   std::vector<double> weights;
-  CpuLayout view;
+  LayoutView view;
 
   CheckedLayout(std::vector<int64_t> orders_, std::vector<double> weights_)
       : orders(std::move(orders_)),
@@ -72,6 +83,8 @@ inline void check_coefficients(const char* name, const Tensor& t, const Tensor& 
                   t.dim() >= 1 ? t.size(0) : int64_t(0));
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.numel() == like.numel(), "taylorderiv: ", name,
                   " must have the shape and dtype of the other coefficients");
+  STD_TORCH_CHECK(t.device() == like.device(), "taylorderiv: ", name,
+                  " must be on the device of the other coefficients");
   STD_TORCH_CHECK(t.is_contiguous(), "taylorderiv: ", name, " must be contiguous");
 }
 

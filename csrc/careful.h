@@ -56,18 +56,13 @@ TD_HD bool is_tiny(Careful<S> x) {
   return is_tiny(x.v);
 }
 
-// clang-format off
-#define TD_CAREFUL_FUNCTION(name) \
-  template <class S> TD_HD Careful<S> name(Careful<S> x) { return Careful<S>::of(name(x.v)); }
-TD_CAREFUL_FUNCTION(exp)   TD_CAREFUL_FUNCTION(exp2)  TD_CAREFUL_FUNCTION(expm1)
-TD_CAREFUL_FUNCTION(log)   TD_CAREFUL_FUNCTION(log2)  TD_CAREFUL_FUNCTION(log10) TD_CAREFUL_FUNCTION(log1p)
-TD_CAREFUL_FUNCTION(sin)   TD_CAREFUL_FUNCTION(cos)   TD_CAREFUL_FUNCTION(tan)
-TD_CAREFUL_FUNCTION(asin)  TD_CAREFUL_FUNCTION(acos)  TD_CAREFUL_FUNCTION(atan)
-TD_CAREFUL_FUNCTION(sinh)  TD_CAREFUL_FUNCTION(cosh)  TD_CAREFUL_FUNCTION(tanh)
-TD_CAREFUL_FUNCTION(asinh) TD_CAREFUL_FUNCTION(acosh) TD_CAREFUL_FUNCTION(atanh)
-TD_CAREFUL_FUNCTION(erf)   TD_CAREFUL_FUNCTION(erfc)  TD_CAREFUL_FUNCTION(sqrt)
-TD_CAREFUL_FUNCTION(floor) TD_CAREFUL_FUNCTION(abs)
+#define TD_CAREFUL_FUNCTION(name)       \
+  template <class S>                    \
+  TD_HD Careful<S> name(Careful<S> x) { \
+    return Careful<S>::of(name(x.v));   \
+  }
+TD_ELEMENTARY_FUNCTIONS(TD_CAREFUL_FUNCTION)
+TD_CAREFUL_FUNCTION(abs)
 #undef TD_CAREFUL_FUNCTION
-// clang-format on
 
 TD_NAMESPACE_END

@@ -20,8 +20,15 @@
 #define TD_HD __host__ __device__ __forceinline__
 #define TD_HD_COLD __host__ __device__ __noinline__
 #define TD_INLINE_LAMBDA
+#define TD_ROLLED _Pragma("unroll 1")
+#elif defined(TD_HOST_RUN)  // of the CUDA kernels, where speed doesn't matter, but the compile time
+#define TD_HD inline
+#define TD_HD_COLD
+#define TD_INLINE_LAMBDA
+#define TD_ROLLED
 #else
 #define TD_HD inline __attribute__((always_inline))
 #define TD_HD_COLD __attribute__((noinline))
 #define TD_INLINE_LAMBDA __attribute__((always_inline))
+#define TD_ROLLED
 #endif

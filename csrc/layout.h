@@ -10,24 +10,29 @@ TD_NAMESPACE_BEGIN
 struct Direction {
   int order, first;
   double weight;
-  bool carries_top;  // the first collapsed direction stands for the whole sum: its top coefficient is (sum) / weight
+  bool carries_top;  // the first collapsed direction stands for the whole sum: its top coefficient is top_share * sum
   TD_HD bool collapsed() const { return weight != 0.0; }
   TD_HD int stored() const { return order - (collapsed() ? 1 : 0); }
+  // Where the coefficient of order k stands, and, so that loads need no branch, somewhere for those that aren't stored.
+  TD_HD int place(int k) const { return k <= stored() ? first + k - 1 : 0; }
 };
 
-// A layout L offers directions(), order(r), weight(r) (0 when direction r isn't collapsed), collapsed() (any is) and
-// top(), the index of the collapsed slot. Calls f(direction) for each direction in turn.
+// A layout L lists its directions as runs of equal ones: runs(), and for run i length(i), order(i) and weight(i) (0
+// when not collapsed). It also offers collapsed() (any direction is), top(), the index of the collapsed slot, and
+// top_share(), 1 / weight of the first collapsed direction. Calls f(direction) for each direction in turn.
 template <class L, class F>
 TD_HD void for_each_direction(const L& layout, F&& f) {
   Direction d{0, 1, 0.0, false};
   bool top_carried = false;
-  for (int r = 0; r < layout.directions(); ++r) {
-    d.order = layout.order(r);
-    d.weight = layout.weight(r);
-    d.carries_top = d.collapsed() && !top_carried;
-    top_carried = top_carried || d.collapsed();
-    f(d);
-    d.first += d.stored();
+  for (int i = 0; i < layout.runs(); ++i) {
+    d.order = layout.order(i);
+    d.weight = layout.weight(i);
+    for (int left = layout.length(i); left > 0; --left) {
+      d.carries_top = d.collapsed() && !top_carried;
+      top_carried = top_carried || d.collapsed();
+      f(d);
+      d.first += d.stored();
+    }
   }
 }
 

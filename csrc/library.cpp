@@ -1,5 +1,6 @@
 // The ops' schemas and the module taylorderiv._C, which says what this build holds.
-#include "arguments.h"
+#include "cpu/kernels.h"
+#include "ops.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,15 +9,7 @@
 #include <map>
 
 STABLE_TORCH_LIBRARY(taylorderiv, m) {
-  m.def("unary(Tensor x, str op, float[] params, int[] orders, float[] weights) -> Tensor");
-  m.def(
-      "unary_backward(Tensor grad, Tensor x, str op, float[] params, int[] orders, float[] weights)"
-      " -> Tensor");
-  m.def(
-      "unary_double_backward(Tensor grad_grad, Tensor grad, Tensor x, str op, float[] params, int[] orders,"
-      " float[] weights) -> (Tensor, Tensor)");
-  m.def("cauchy(Tensor a, Tensor b, int[] orders, float[] weights) -> Tensor");
-  m.def("correlate(Tensor b, Tensor grad, int[] orders, float[] weights) -> Tensor");
+  taylorderiv::define_ops(m);
   m.def(
       "chain(Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders, float[] collapse,"
       " bool save) -> (Tensor, Tensor)");

@@ -13,22 +13,18 @@ TD_HD float select(bool mask, float a, float b) { return mask ? a : b; }
 TD_HD double select(bool mask, double a, double b) { return mask ? a : b; }
 
 // clang-format off
+#define TD_ELEMENTARY_FUNCTIONS(X) \
+  X(exp) X(exp2) X(expm1) X(log) X(log2) X(log10) X(log1p) \
+  X(sin) X(cos) X(tan) X(asin) X(acos) X(atan) X(sinh) X(cosh) X(tanh) X(asinh) X(acosh) X(atanh) \
+  X(erf) X(erfc) X(sqrt) X(floor)
 #define TD_SCALAR_FUNCTION(name) \
   TD_HD float name(float x) { return ::name##f(x); } \
   TD_HD double name(double x) { return ::name(x); }
-TD_SCALAR_FUNCTION(exp)  TD_SCALAR_FUNCTION(exp2)  TD_SCALAR_FUNCTION(expm1)
-TD_SCALAR_FUNCTION(log)  TD_SCALAR_FUNCTION(log2)  TD_SCALAR_FUNCTION(log10)  TD_SCALAR_FUNCTION(log1p)
-TD_SCALAR_FUNCTION(sin)  TD_SCALAR_FUNCTION(cos)   TD_SCALAR_FUNCTION(tan)
-TD_SCALAR_FUNCTION(asin) TD_SCALAR_FUNCTION(acos)  TD_SCALAR_FUNCTION(atan)
-TD_SCALAR_FUNCTION(sinh) TD_SCALAR_FUNCTION(cosh)  TD_SCALAR_FUNCTION(tanh)
-TD_SCALAR_FUNCTION(asinh) TD_SCALAR_FUNCTION(acosh) TD_SCALAR_FUNCTION(atanh)
-TD_SCALAR_FUNCTION(erf)  TD_SCALAR_FUNCTION(erfc)  TD_SCALAR_FUNCTION(sqrt)   TD_SCALAR_FUNCTION(floor)
+TD_ELEMENTARY_FUNCTIONS(TD_SCALAR_FUNCTION)
 #undef TD_SCALAR_FUNCTION
-    // clang-format on
+// clang-format on
 
-    TD_HD float abs(float x) {
-  return ::fabsf(x);
-}
+TD_HD float abs(float x) { return ::fabsf(x); }
 TD_HD double abs(double x) { return ::fabs(x); }
 TD_HD float pow(float x, double p) { return ::powf(x, float(p)); }
 TD_HD double pow(double x, double p) { return ::pow(x, p); }

@@ -3,8 +3,10 @@
 // Generic in
 //   T       the number type: float, double, a SIMD vector, a dual number;
 //   L       the layout (layout.h);
-//   Orders  how a run-time order becomes a compile-time one: Orders::visit(order, f) calls f(K) with K a Const<k> or an
-//           int, K >= order (padded with zeros when larger).
+//   Orders  how a run-time order becomes a compile-time one: Orders::visit(direction, f) calls f(K, direction) with K a
+//           Const<k> or an int, K >= direction.order (padded with zeros when larger);
+//           Orders::last(K, direction) is the highest order in which gradients are summed;
+//   A       the series in scratch memory that an int K works in (series.h): scratch_size() numbers.
 // load(c) reads coefficient c, store(c, value) writes it. Formulas: y_k = (1/k) sum_j j x_j s_{k-j}, and for the
 // gradient, dx_j = sum_{k>=j} s_{k-j} dy_k.
 #pragma once
@@ -14,30 +16,43 @@
 #include "layout.h"
 #include "unary_ops.h"
 
+#include <cstdint>
+
 TD_NAMESPACE_BEGIN
 
+// Any order, by loops.
+struct LoopOrders {
+  static constexpr int list[] = {0};  // the unrolled orders: none
+
+  template <class F>
+  TD_HD static void visit(const Direction& d, F&& f) {
+    f(d.order, d);
+  }
+  TD_HD static int last(int, const Direction& d) { return d.order; }
+};
+
 // One direction's series: registers when the order is a Const, scratch memory otherwise.
-template <class T, int aux, class K>
+template <class T, int aux, class K, class A>
 struct Work {
   using Number = T;
   T x[K::value + 1], dx[K::value + 1], y[K::value + 1], s[K::value + 1], g[K::value + 1];
   T a[aux > 0 ? aux : 1][K::value + 1];
-  TD_HD Work(K, T*) {}
+  TD_HD Work(K, A) {}
 };
 
-template <class T, int aux>
-struct Work<T, aux, int> {
+template <class T, int aux, class A>
+struct Work<T, aux, int, A> {
   using Number = T;
-  T *x, *dx, *y, *s, *g, *a[aux > 0 ? aux : 1];
-  TD_HD Work(int order, T* scratch) {
+  A x, dx, y, s, g, a[aux > 0 ? aux : 1];
+  TD_HD Work(int order, A scratch) {
     const int n = order + 1;
     x = scratch, dx = x + n, y = dx + n, s = y + n, g = s + n;
     for (int i = 0; i < (aux > 0 ? aux : 1); ++i) a[i] = g + (i + 1) * n;
   }
 };
 
-// Numbers of scratch that any op needs at run-time orders up to `order`.
-constexpr long scratch_size(long order) { return (5 + 6) * (order + 1); }
+// Numbers of scratch memory that an op with `aux` auxiliary series needs at run-time orders up to `order`.
+constexpr int64_t scratch_size(int64_t order, int aux) { return (5 + (aux > 0 ? aux : 1)) * (order + 1); }
 
 template <class K>
 TD_HD auto previous(K k) {
@@ -52,20 +67,22 @@ TD_HD auto previous(K k) {
 // Coefficients of one direction in and out of memory
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <class T, class K, class Load, class A>
-TD_HD void load_series(K K_, const Direction& d, int top, const Load& load, A& x) {
+template <class T, class K, class L, class Load, class A>
+TD_HD void load_series(K K_, const Direction& d, const L& layout, const Load& load, A& x) {
+  const T carried = d.carries_top ? load(layout.top()) * T(layout.top_share()) : T(0.0);
   for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
-    x[k] = k <= d.stored()                 ? load(d.first + k - 1)
-           : k == d.order && d.carries_top ? load(top) * T(1.0 / d.weight)
-                                           : T(0.0);
+    const T value = load(d.place(k));
+    x[k] = k <= d.stored() ? value : k == d.order ? carried : T(0.0);
   });
 }
 
-template <class T, class K, class Load, class A>
-TD_HD void load_gradient(K K_, const Direction& d, int top, const Load& load, A& g) {
+template <class T, class K, class L, class Load, class A>
+TD_HD void load_gradient(K K_, const Direction& d, const L& layout, const Load& load, A& g) {
   g[0] = T(0.0);  // the primal's own term is counted once, not per direction
+  const T shared = d.collapsed() ? load(layout.top()) * T(d.weight) : T(0.0);
   for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
-    g[k] = k <= d.stored() ? load(d.first + k - 1) : k == d.order ? load(top) * T(d.weight) : T(0.0);
+    const T value = load(d.place(k));
+    g[k] = k <= d.stored() ? value : k == d.order ? shared : T(0.0);
   });
 }
 
@@ -73,7 +90,7 @@ template <class T, class K, class Store, class A>
 TD_HD void store_series(K K_, const Direction& d, const Store& store, T& collapsed, const A& y) {
   for_each<1>(K_, [&](auto k) TD_INLINE_LAMBDA {
     if (k <= d.stored()) {
-      store(d.first + k - 1, y[k]);
+      store(d.place(k), y[k]);
     } else if (k == d.order) {
       collapsed = collapsed + T(d.weight) * y[k];
     }
@@ -100,7 +117,7 @@ TD_HD Seed<Dual<S>, Op::aux> seed_of(const Op& op, const Dual<S>& x) {
     out.y = {v.y, v.s * x.d};
     out.s = {v.s, S(0.0)};
   } else {
-    Work<S, Op::aux, Const<1>> w(Const<1>{}, nullptr);
+    Work<S, Op::aux, Const<1>, S*> w(Const<1>{}, nullptr);
     w.x[0] = x.v, w.dx[0] = S(0.0), w.y[0] = v.y, w.s[0] = v.s;
     for (int i = 0; i < Op::aux; ++i) w.a[i][0] = v.a[i];
     w.x[1] = w.dx[1] = x.d;
@@ -127,13 +144,13 @@ TD_HD auto needs_care(const Op& op, const Seed<T, Op::aux>& v) {
 }
 
 // Taylor coefficients of phi' at the point x, j = 0..n.
-template <class Op, class T>
-TD_HD void local_coefficients(const Op& op, const T& x, int n, T* c) {
+template <class Op, class T, class A>
+TD_HD void local_coefficients(const Op& op, const T& x, int n, A c) {
   op.local(double(x), n, [&](int j, double value) { c[j] = T(value); });
 }
 
-template <class Op, class S>
-TD_HD void local_coefficients(const Op& op, const Dual<S>& x, int n, Dual<S>* c) {
+template <class Op, class S, class A>
+TD_HD void local_coefficients(const Op& op, const Dual<S>& x, int n, A c) {
   op.local(double(x.v), n + 1, [&](int j, double value) {
     if (j <= n) c[j].v = S(value);
     if (j >= 1) c[j - 1].d = S(j * value) * x.d;
@@ -170,14 +187,18 @@ TD_HD Seed<Dual<S>, Op::aux> local_seed_of(const Op& op, const Dual<S>& x) {
 template <class Op, class W>
 TD_HD_COLD void propagate_local(const Op& op, int order, W& w) {
   using T = typename W::Number;
-  T* const c = w.a[0];
+  auto c = w.a[0];
   local_coefficients(op, w.x[0], order, c);
+  TD_ROLLED
   for (int k = 1; k <= order; ++k) w.s[k] = T(0.0);
   w.s[0] = c[order];
+  TD_ROLLED
   for (int j = order - 1; j >= 0; --j) {
+    TD_ROLLED
     for (int k = order; k >= 1; --k) w.s[k] = cauchy<1>(k, w.x, w.s);
     w.s[0] = c[j];
   }
+  TD_ROLLED
   for (int k = 1; k <= order; ++k) w.y[k] = integrate(k, w.dx, w.s);
 }
 
@@ -215,94 +236,140 @@ TD_HD Seed<T, Op::aux> make_seed(const Op& op, const T& x) {
 }
 
 // Returns where the recurrence isn't good enough and the element has to be redone with local = true.
-template <class Orders, bool local, class T, class Op, class L, class Load, class Store>
-TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, T* scratch) {
+template <class Orders, bool local, class Op, class L, class Load, class Store, class A>
+TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, A scratch) {
+  using T = NumberIn<A>;
   const T x0 = load(0);
   const Seed<T, Op::aux> v = make_seed<local>(op, x0);
-  const int top = layout.top();
   store(0, v.y);
   T collapsed(0.0);
   for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
     Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, Op::aux, decltype(K)> w(K, scratch);
+      Work<T, Op::aux, decltype(K), A> w(K, scratch);
       w.x[0] = x0;
-      load_series<T>(K, d, top, load, w.x);
+      load_series<T>(K, d, layout, load, w.x);
       propagate<local, false>(op, K, v, w);
       store_series<T>(K, d, store, collapsed, w.y);
     });
   });
-  if (layout.collapsed()) store(top, collapsed);
+  if (layout.collapsed()) store(layout.top(), collapsed);
   return needs_care(op, v);
 }
 
-template <class Orders, bool local, class T, class Op, class L, class LoadX, class LoadG, class Store>
+template <class Orders, bool local, class Op, class L, class LoadX, class LoadG, class Store, class A>
 TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, const LoadG& load_g, const Store& store,
-                          T* scratch) {
+                          A scratch) {
+  using T = NumberIn<A>;
   const T x0 = load_x(0);
   const Seed<T, Op::aux> v = make_seed<local>(op, x0);
-  const int top = layout.top();
   T dx0 = v.s * load_g(0);
   for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
     Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, Op::aux, decltype(K)> w(K, scratch);
+      Work<T, Op::aux, decltype(K), A> w(K, scratch);
       w.x[0] = x0;
-      load_series<T>(K, d, top, load_x, w.x);
-      load_gradient<T>(K, d, top, load_g, w.g);
+      load_series<T>(K, d, layout, load_x, w.x);
+      load_gradient<T>(K, d, layout, load_g, w.g);
       propagate<local, true>(op, K, v, w);
-      dx0 = dx0 + correlation(Const<0>{}, K, d.order, w.s, w.g);
+      dx0 = dx0 + correlation(Const<0>{}, K, Orders::last(K, d), w.s, w.g);
       for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-        if (j <= d.stored()) store(d.first + j - 1, correlation(j, K, d.order, w.s, w.g));
+        if (j <= d.stored()) store(d.place(j), correlation(j, K, Orders::last(K, d), w.s, w.g));
       });
     });
   });
-  if (layout.collapsed()) store(top, v.s * load_g(top));
+  if (layout.collapsed()) store(layout.top(), v.s * load_g(layout.top()));
   store(0, dx0);
   return needs_care(op, v);
 }
+
+// Coefficients and their tangents as dual numbers; and only the tangents of dual numbers.
+template <class Value, class Tangent>
+struct DualLoad {
+  const Value& value;
+  const Tangent& tangent;
+  TD_HD auto operator()(int c) const { return Dual{value(c), tangent(c)}; }
+};
+template <class Store>
+struct TangentStore {
+  const Store& store;
+  template <class S>
+  TD_HD void operator()(int c, const Dual<S>& v) const {
+    store(c, v.d);
+  }
+};
+
+// The gradient of <grad_grad, dx(grad, x)>: in grad it is the tangent of y along grad_grad, and, the second derivative
+// of <grad, y(x)> being symmetric, in x it is the tangent of dx along grad_grad. The scratch memory holds dual numbers.
+template <class Orders, bool local, class Op, class L, class LoadGG, class LoadG, class LoadX, class StoreG,
+          class StoreX, class A>
+TD_HD auto unary_double_backward(const Op& op, const L& layout, const LoadGG& load_grad_grad, const LoadG& load_grad,
+                                 const LoadX& load_x, const StoreG& store_grad, const StoreX& store_x, A scratch) {
+  const auto zero = [](int) { return decltype(load_x(0))(0.0); };
+  const DualLoad<LoadX, LoadGG> x{load_x, load_grad_grad};
+  const DualLoad<LoadG, decltype(zero)> grad{load_grad, zero};
+  unary_forward<Orders, local>(op, layout, x, TangentStore<StoreG>{store_grad}, scratch);
+  return unary_backward<Orders, local>(op, layout, x, grad, TangentStore<StoreX>{store_x}, scratch);
+}
+
+// The recurrence, then by local() where that breaks down: run(local) does one and says whether it needs care.
+template <class Op, class Run>
+TD_HD void with_care(const Run& run) {
+  if constexpr (Op::local_only) {
+    run(std::true_type{});
+  } else {
+    const bool care = run(std::false_type{});
+    if constexpr (Op::singular) {
+      if (care) run(std::true_type{});
+    }
+  }
+}
+
+// What an op computes in, with coefficients of type S.
+template <class Op, class S>
+using Compute = std::conditional_t<Op::wide, double, S>;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Products of two jets
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <class Orders, class T, class L, class LoadA, class LoadB, class Store>
-TD_HD void cauchy_forward(const L& layout, const LoadA& load_a, const LoadB& load_b, const Store& store, T* scratch) {
+template <class Orders, class L, class LoadA, class LoadB, class Store, class A>
+TD_HD void cauchy_forward(const L& layout, const LoadA& load_a, const LoadB& load_b, const Store& store, A scratch) {
+  using T = NumberIn<A>;
   const T a0 = load_a(0), b0 = load_b(0);
-  const int top = layout.top();
   store(0, a0 * b0);
   T collapsed(0.0);
   for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
     Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, 0, decltype(K)> w(K, scratch);
+      Work<T, 0, decltype(K), A> w(K, scratch);
       w.x[0] = a0;
       w.s[0] = b0;
-      load_series<T>(K, d, top, load_a, w.x);
-      load_series<T>(K, d, top, load_b, w.s);
+      load_series<T>(K, d, layout, load_a, w.x);
+      load_series<T>(K, d, layout, load_b, w.s);
       for_each<1>(K, [&](auto k) TD_INLINE_LAMBDA { w.y[k] = cauchy(k, w.x, w.s); });
       store_series<T>(K, d, store, collapsed, w.y);
     });
   });
-  if (layout.collapsed()) store(top, collapsed);
+  if (layout.collapsed()) store(layout.top(), collapsed);
 }
 
 // The gradient of cauchy_forward with respect to a, given b and the gradient g of the product.
-template <class Orders, class T, class L, class LoadB, class LoadG, class Store>
-TD_HD void correlate(const L& layout, const LoadB& load_b, const LoadG& load_g, const Store& store, T* scratch) {
+template <class Orders, class L, class LoadB, class LoadG, class Store, class A>
+TD_HD void correlate(const L& layout, const LoadB& load_b, const LoadG& load_g, const Store& store, A scratch) {
+  using T = NumberIn<A>;
   const T b0 = load_b(0);
-  const int top = layout.top();
   T da0 = b0 * load_g(0);
   for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
     Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, 0, decltype(K)> w(K, scratch);
-      load_series<T>(K, d, top, load_b, w.s);
-      load_gradient<T>(K, d, top, load_g, w.g);
+      Work<T, 0, decltype(K), A> w(K, scratch);
+      load_series<T>(K, d, layout, load_b, w.s);
+      load_gradient<T>(K, d, layout, load_g, w.g);
       w.s[0] = b0;
       da0 = da0 + correlation(Const<0>{}, K, d.order, w.s, w.g);
       for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-        if (j <= d.stored()) store(d.first + j - 1, correlation(j, K, d.order, w.s, w.g));
+        if (j <= d.stored()) store(d.place(j), correlation(j, K, d.order, w.s, w.g));
       });
     });
   });
-  if (layout.collapsed()) store(top, b0 * load_g(top));
+  if (layout.collapsed()) store(layout.top(), b0 * load_g(layout.top()));
   store(0, da0);
 }
 

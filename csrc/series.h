@@ -2,10 +2,13 @@
 //
 // An index k is either an int or a Const<k>; with a Const every sum is written out and the coefficients live in
 // registers. The sums are fold expressions rather than loops or lambdas: that halves the compile time.
+//
+// A series A is a pointer T*, or with an int index anything that has a[k] (cuda/strided.cuh).
 #pragma once
 
 #include "math.h"
 
+#include <type_traits>
 #include <utility>
 
 TD_NAMESPACE_BEGIN
@@ -20,6 +23,10 @@ template <class K>
 inline constexpr bool is_const = false;
 template <int k>
 inline constexpr bool is_const<Const<k>> = true;
+
+// The number type of a series.
+template <class A>
+using NumberIn = std::remove_cvref_t<decltype(std::declval<A&>()[0])>;
 
 // The integers first, ..., last as a parameter pack.
 template <int first, int last>
@@ -36,6 +43,7 @@ TD_HD void for_each(K last, F&& f) {
   if constexpr (is_const<K>) {
     static_for<first>(f, Indices<first, K::value>{});
   } else {
+    TD_ROLLED
     for (int i = first; i <= last; ++i) f(i);
   }
 }
@@ -54,8 +62,8 @@ TD_HD T pairs(const T* a, const T* b, std::integer_sequence<int, i...>) {
   ((sum = sum + a[i] * b[-i]), ...);
   return sum;
 }
-template <class T, int... i>
-TD_HD T correlation(int last, const T* s, const T* g, std::integer_sequence<int, i...>) {
+template <class T, class Last, int... i>
+TD_HD T correlation(Last last, const T* s, const T* g, std::integer_sequence<int, i...>) {
   T sum(0.0);
   ((i <= last ? void(sum = sum + s[i] * g[i]) : void()), ...);
   return sum;
@@ -63,30 +71,34 @@ TD_HD T correlation(int last, const T* s, const T* g, std::integer_sequence<int,
 template <int k, class T, int... i>
 TD_HD T power(double p, const T* u, const T* s, std::integer_sequence<int, i...>) {
   T sum(0.0);
-  ((sum = sum + T(p * (i + 1) / k - 1.0) * (u[i + 1] * s[k - i - 1])), ...);
+  ((sum = sum + T((p * (i + 1) - k) * (1.0 / k)) * (u[i + 1] * s[k - i - 1])), ...);
   return sum;
 }
 }  // namespace terms
 
 // sum_{j=first..k} a_j b_{k-j}, first <= k; with first = 0 the k-th coefficient of the product a b.
-template <int first = 0, class K, class T>
-TD_HD T cauchy(K k, const T* a, const T* b) {
+template <int first = 0, class K, class A>
+TD_HD auto cauchy(K k, A a, A b) {
+  using T = NumberIn<A>;
   if constexpr (is_const<K>) {
-    return terms::convolution(a + first, b + (k - first), Indices<first, K::value>{});
+    return terms::convolution<T>(a + first, b + (k - first), Indices<first, K::value>{});
   } else {
     T sum = a[first] * b[k - first];
+    TD_ROLLED
     for (int j = first + 1; j <= k; ++j) sum = sum + a[j] * b[k - j];
     return sum;
   }
 }
 
 // sum_{j=1..k-1} a_j a_{k-j}, each pair once.
-template <class K, class T>
-TD_HD T square_interior(K k, const T* a) {
+template <class K, class A>
+TD_HD auto square_interior(K k, A a) {
+  using T = NumberIn<A>;
   T sum(0.0);
   if constexpr (is_const<K>) {
-    sum = terms::pairs(a + 1, a + (k - 1), Indices<1, (K::value - 1) / 2>{});
+    sum = terms::pairs<T>(a + 1, a + (k - 1), Indices<1, (K::value - 1) / 2>{});
   } else {
+    TD_ROLLED
     for (int j = 1; j <= (k - 1) / 2; ++j) sum = sum + a[j] * a[k - j];
   }
   sum = sum + sum;
@@ -94,37 +106,41 @@ TD_HD T square_interior(K k, const T* a) {
 }
 
 // k-th coefficient of a^2, k >= 1.
-template <class K, class T>
-TD_HD T square(K k, const T* a) {
-  return square_interior(k, a) + T(2.0) * a[0] * a[k];
+template <class K, class A>
+TD_HD auto square(K k, A a) {
+  return square_interior(k, a) + NumberIn<A>(2.0) * a[0] * a[k];
 }
 
 // k-th coefficient of the integral of a'(t) b(t), with da_j = j a_j: (1/k) sum_{j=1..k} da_j b_{k-j}.
-template <class K, class T>
-TD_HD T integrate(K k, const T* da, const T* b) {
-  return cauchy<1>(k, da, b) * T(1.0 / k);
+template <class K, class A>
+TD_HD auto integrate(K k, A da, A b) {
+  return cauchy<1>(k, da, b) * NumberIn<A>(1.0 / k);
 }
 
 // sum_{k=j..order} s_{k-j} g_k, order <= K. (Beyond the order s may be infinite: no zero in g may meet it.)
-template <class J, class K, class T>
-TD_HD T correlation(J j, K K_, int order, const T* s, const T* g) {
+template <class J, class K, class A>
+TD_HD auto correlation(J j, K K_, int order, A s, A g) {
+  using T = NumberIn<A>;
   if constexpr (is_const<K>) {
-    return terms::correlation(order - j, s, g + j, Indices<J::value, K::value>{});
+    return terms::correlation<T>(order - j, s, g + j, Indices<J::value, K::value>{});
   } else {
     T sum(0.0);
+    TD_ROLLED
     for (int k = j; k <= order; ++k) sum = sum + s[k - j] * g[k];
     return sum;
   }
 }
 
 // k-th coefficient of a series s proportional to u^(p-1): k u_0 s_k = sum_{j=1..k} (p j - k) u_j s_{k-j}.
-template <class K, class T>
-TD_HD T power(K k, double p, const T* u, const T* s) {
+template <class K, class A>
+TD_HD auto power(K k, double p, A u, A s) {
+  using T = NumberIn<A>;
   T sum(0.0);
   if constexpr (is_const<K>) {
-    sum = terms::power<K::value>(p, u, s, Indices<1, K::value>{});
+    sum = terms::power<K::value, T>(p, u, s, Indices<1, K::value>{});
   } else {
-    for (int j = 1; j <= k; ++j) sum = sum + T(p * j / k - 1.0) * (u[j] * s[k - j]);
+    TD_ROLLED
+    for (int j = 1; j <= k; ++j) sum = sum + T((p * j - k) * (1.0 / k)) * (u[j] * s[k - j]);
   }
   return sum * (T(1.0) / u[0]);
 }

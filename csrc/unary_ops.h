@@ -545,8 +545,8 @@ struct Logistic {
 };
 
 // Coefficient k >= 1 of q = sigma'(z(t)) from sigma and tau_0: q = (1 - tau^2)/4 with tau_k = 2 sigma_k.
-template <class K, class T>
-TD_HD T logistic_slope(K k, const T& tau0, const T* sigma) {
+template <class K, class A>
+TD_HD auto logistic_slope(K k, const NumberIn<A>& tau0, A sigma) {
   return -(tau0 * sigma[k] + square_interior(k, sigma));
 }
 

@@ -26,8 +26,6 @@ except ImportError as error:
         " against the PyTorch that is installed: pip install --no-build-isolation . (in the source folder)"
     ) from error
 
-_HALF_DTYPES = (torch.float16, torch.bfloat16)
-
 _BACKEND = os.environ.get("TAYLORDERIV_BACKEND", "kernels")
 if _BACKEND not in ("kernels", "reference"):
     raise ValueError(f"TAYLORDERIV_BACKEND must be 'kernels' or 'reference', got {_BACKEND!r}")
@@ -35,8 +33,12 @@ if _BACKEND not in ("kernels", "reference"):
 _FACTS: dict[str, Any] = _C.build_info()
 _UNARY_KERNELS = frozenset(_C.unary_ops())
 _UNARY_PARAMS: dict[str, int] = _C.unary_params()
-_KERNEL_DTYPES = (torch.float32, torch.float64)
-_KERNEL_DEVICES = ("cpu", "meta", "cuda") if _FACTS["cuda"] else ("cpu", "meta")
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
+_KERNEL_DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    "cpu": (torch.float32, torch.float64),
+    "meta": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float64, *_HALF_DTYPES) if _FACTS["cuda"] else (),
+}
 
 
 def build_info() -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _kernel_applies(*coefficients: Any) -> bool:
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return False
     return _BACKEND == "kernels" and all(
-        isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES and c.device.type in _KERNEL_DEVICES for c in coefficients
+        isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES.get(c.device.type, ()) for c in coefficients
     )
 
 
@@ -84,19 +86,19 @@ def unary(op: str, coefficients: Any, layout: Layout, params: Sequence[float] = 
     Returns:
         The coefficients of the result, of the same shape and dtype.
     """
-    if isinstance(coefficients, Tensor) and coefficients.dtype in _HALF_DTYPES:
-        return unary(op, coefficients.float(), layout, params).to(coefficients.dtype)
     if op in _UNARY_KERNELS and _kernel_applies(coefficients):
         return _call("unary", coefficients.contiguous(), op, list(params), *_structure(layout))
+    if isinstance(coefficients, Tensor) and coefficients.dtype in _HALF_DTYPES:
+        return unary(op, coefficients.float(), layout, params).to(coefficients.dtype)
     return reference.unary(UNARY_OPS[op], coefficients, layout, params)
 
 
 def cauchy(a: Any, b: Any, layout: Layout) -> Any:
     """Multiply two jets, ``(C, *shape)`` of one shape and dtype. 16-bit floats are computed in float32."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _HALF_DTYPES:
-        return cauchy(a.float(), b.float(), layout).to(a.dtype)
     if _kernel_applies(a, b):
         return _call("cauchy", a.contiguous(), b.contiguous(), *_structure(layout))
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _HALF_DTYPES:
+        return cauchy(a.float(), b.float(), layout).to(a.dtype)
     return reference.cauchy(a, b, layout)
 
 

@@ -31,7 +31,7 @@ class Chain {
   // Whether a backward pass is run, or prepared by saving.
   enum class Mode { forward, saving, backward };
 
-  Chain(std::vector<ChainLayer<S>> layers, const CpuLayout& layout, int64_t points, Mode mode)
+  Chain(std::vector<ChainLayer<S>> layers, const LayoutView& layout, int64_t points, Mode mode)
       : layers_(std::move(layers)),
         layout_(layout),
         kernels_(cpu_kernels<S>()),
@@ -256,7 +256,7 @@ class Chain {
   }
 
   std::vector<ChainLayer<S>> layers_;
-  const CpuLayout& layout_;
+  const LayoutView& layout_;
   const CpuKernels<S>& kernels_;
   const CpuGemm<S>& gemm_;
   int64_t points_, tile_, widest_ = 0;

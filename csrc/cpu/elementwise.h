@@ -8,15 +8,6 @@
 
 TD_NAMESPACE_BEGIN
 
-// Any order, by loops.
-struct LoopOrders {
-  static constexpr int list[] = {0};
-  template <class F>
-  TD_HD static void visit(const Direction& d, F&& f) {
-    f(d.order, d);
-  }
-};
-
 // Unrolled code for each of the ascending orders `of`; an order in between is padded with zero coefficients to the
 // next.
 template <int... of>
@@ -28,6 +19,10 @@ struct UnrolledOrders {
     int below = 0;
     const bool found = ((d.order <= of ? (padded<of>(d, below, f), true) : (below = of, false)) || ...);
     if (!found) LoopOrders::visit(d, f);
+  }
+  template <class K>
+  TD_HD static int last(K, const Direction& d) {
+    return d.order;
   }
 
  private:
@@ -70,7 +65,7 @@ struct Storer {
 // Calls body(pointers to the inputs, pointer to the output, stride) for each vector of elements in the range; the last
 // one goes through a copy in scratch memory when it is not full.
 template <class C, class S, int inputs, class Body>
-TD_HD void for_each_vector(const CpuLayout& layout, Range range, const S* const (&in)[inputs], S* out, void* scratch,
+TD_HD void for_each_vector(const LayoutView& layout, Range range, const S* const (&in)[inputs], S* out, void* scratch,
                            const Body& body) {
   constexpr int lanes = lanes_of<C>;
   int64_t i = range.begin;
@@ -98,19 +93,15 @@ TD_HD void for_each_vector(const CpuLayout& layout, Range range, const S* const 
 
 // The scratch memory: copies for a last vector (three tensors at most), then a series workspace.
 template <class C, class S>
-TD_HD Number<C>* workspace(const CpuLayout& layout, void* scratch) {
+TD_HD Number<C>* workspace(const LayoutView& layout, void* scratch) {
   return reinterpret_cast<Number<C>*>(static_cast<S*>(scratch) + 3 * layout.size() * 64 / sizeof(S));
 }
-
-// What an op computes in.
-template <class Op, class S>
-using Compute = std::conditional_t<Op::wide, double, S>;
 
 #ifdef TD_SIMD_BYTES
 
 // The vector kernels give singular points, and whatever isn't finite, to the careful ones, element by element.
 template <class Op, int place, class S>
-void forward(const double* params, const CpuLayout& layout, Range range, const S* x, S* y, void* scratch) {
+void forward(const double* params, const LayoutView& layout, Range range, const S* x, S* y, void* scratch) {
   using C = Compute<Op, S>;
   const auto careful = careful_kernels<S>().forward[place];
   if constexpr (Op::local_only) {
@@ -133,7 +124,7 @@ void forward(const double* params, const CpuLayout& layout, Range range, const S
 }
 
 template <class Op, int place, class S>
-void backward(const double* params, const CpuLayout& layout, Range range, const S* grad, const S* x, S* dx,
+void backward(const double* params, const LayoutView& layout, Range range, const S* grad, const S* x, S* dx,
               void* scratch) {
   using C = Compute<Op, S>;
   const auto careful = careful_kernels<S>().backward[place];
@@ -159,7 +150,7 @@ void backward(const double* params, const CpuLayout& layout, Range range, const 
 #endif
 
 template <class S>
-void cauchy_product(const CpuLayout& layout, Range range, const S* a, const S* b, S* y, void* scratch) {
+void cauchy_product(const LayoutView& layout, Range range, const S* a, const S* b, S* y, void* scratch) {
   for_each_vector<S, S, 2>(layout, range, {a, b}, y, scratch,
                            [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
     Number<S> not_finite(0.0);
@@ -169,7 +160,7 @@ void cauchy_product(const CpuLayout& layout, Range range, const S* a, const S* b
 }
 
 template <class S>
-void correlation(const CpuLayout& layout, Range range, const S* b, const S* grad, S* da, void* scratch) {
+void correlation(const LayoutView& layout, Range range, const S* b, const S* grad, S* da, void* scratch) {
   for_each_vector<S, S, 2>(layout, range, {b, grad}, da, scratch,
                            [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
     Number<S> not_finite(0.0);

@@ -1,27 +1,15 @@
-// The kernels for any processor, and what needs no speed: the double backward and the list of ops.
+// The kernels for any processor, and what needs no speed: the double backward.
 #define TD_VARIANT baseline
 #include "elementwise.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
 
 TD_NAMESPACE_BEGIN
 
-// The recurrence, then by local() where that breaks down: run(local) does one and says whether it needs care.
-template <class Op, class Run>
-void with_care(const Run& run) {
-  if constexpr (Op::local_only) {
-    run(std::true_type{});
-  } else {
-    const bool care = run(std::false_type{});
-    if constexpr (Op::singular) {
-      if (care) run(std::true_type{});
-    }
-  }
-}
-
 template <class Op, int, class S>
-void forward(const double* params, const CpuLayout& layout, Range range, const S* x, S* y, void* scratch) {
+void forward(const double* params, const LayoutView& layout, Range range, const S* x, S* y, void* scratch) {
   using C = Compute<Op, S>;
   const Op op(params);
   for (int64_t i = range.begin; i < range.end; ++i) {
@@ -35,7 +23,7 @@ void forward(const double* params, const CpuLayout& layout, Range range, const S
 }
 
 template <class Op, int, class S>
-void backward(const double* params, const CpuLayout& layout, Range range, const S* grad, const S* x, S* dx,
+void backward(const double* params, const LayoutView& layout, Range range, const S* grad, const S* x, S* dx,
               void* scratch) {
   using C = Compute<Op, S>;
   const Op op(params);
@@ -49,36 +37,20 @@ void backward(const double* params, const CpuLayout& layout, Range range, const 
   }
 }
 
-// Coefficients and their tangents; a null tangent stands for zeros.
-template <class C, class S>
-struct DualLoader {
-  const S *value, *tangent;
-  int64_t stride;
-  Dual<Careful<C>> operator()(int c) const {
-    return {load_number<C>(value + c * stride), tangent ? load_number<C>(tangent + c * stride) : Careful<C>(0.0)};
-  }
-};
-template <class C, class S>
-struct TangentStorer {
-  S* p;
-  int64_t stride;
-  void operator()(int c, Dual<Careful<C>> v) const { store_number(p + c * stride, v.d); }
-};
-
-// The gradient of <grad_grad, dx(grad, x)>: in grad it is the tangent of y along grad_grad, and, the second derivative
-// of <grad, y(x)> being symmetric, in x it is the tangent of dx along grad_grad.
 template <class Op, class S>
-void double_backward(const double* params, const CpuLayout& layout, Range range, const S* grad_grad, const S* grad,
+void double_backward(const double* params, const LayoutView& layout, Range range, const S* grad_grad, const S* grad,
                      const S* x, S* dgrad, S* dx, void* scratch) {
   using C = Compute<Op, S>;
+  using Load = Loader<C, S>;
+  using Store = Storer<C, S>;
   const Op op(params);
-  auto* const work = static_cast<Dual<Careful<C>>*>(scratch);
   for (int64_t i = range.begin; i < range.end; ++i) {
-    const DualLoader<C, S> load_x{x + i, grad_grad + i, range.stride}, load_grad{grad + i, nullptr, range.stride};
+    Number<C> not_finite(0.0);
     with_care<Op>([&](auto local) {
-      unary_forward<LoopOrders, local.value>(op, layout, load_x, TangentStorer<C, S>{dgrad + i, range.stride}, work);
-      return unary_backward<LoopOrders, local.value>(op, layout, load_x, load_grad,
-                                                     TangentStorer<C, S>{dx + i, range.stride}, work);
+      return unary_double_backward<LoopOrders, local.value>(
+          op, layout, Load{grad_grad + i, range.stride}, Load{grad + i, range.stride}, Load{x + i, range.stride},
+          Store{dgrad + i, range.stride, &not_finite}, Store{dx + i, range.stride, &not_finite},
+          static_cast<Dual<Number<C>>*>(scratch));
     });
   }
 }
@@ -102,20 +74,25 @@ const CpuKernels<double>& careful_kernels<double>() {
   return kernels_baseline_f64;
 }
 
-#define TD_INFO(Op) {Op::name, Op::params},
-const UnaryOpInfo unary_op_infos[] = {TD_UNARY_OPS(TD_INFO)};
-const int unary_op_count = int(sizeof(unary_op_infos) / sizeof(unary_op_infos[0]));
-
 #define TD_DOUBLE_BACKWARD_F32(Op) &double_backward<Op, float>,
 #define TD_DOUBLE_BACKWARD_F64(Op) &double_backward<Op, double>,
-static const CpuKernels<float>::DoubleBackward table_f32[] = {TD_UNARY_OPS(TD_DOUBLE_BACKWARD_F32)};
-static const CpuKernels<double>::DoubleBackward table_f64[] = {TD_UNARY_OPS(TD_DOUBLE_BACKWARD_F64)};
-const CpuKernels<float>::DoubleBackward* const double_backward_f32 = table_f32;
-const CpuKernels<double>::DoubleBackward* const double_backward_f64 = table_f64;
+template <>
+CpuKernels<float>::DoubleBackward cpu_double_backward<float>(int op) {
+  static constexpr CpuKernels<float>::DoubleBackward kernels[] = {TD_UNARY_OPS(TD_DOUBLE_BACKWARD_F32)};
+  return kernels[op];
+}
+template <>
+CpuKernels<double>::DoubleBackward cpu_double_backward<double>(int op) {
+  static constexpr CpuKernels<double>::DoubleBackward kernels[] = {TD_UNARY_OPS(TD_DOUBLE_BACKWARD_F64)};
+  return kernels[op];
+}
 
-int64_t cpu_scratch_bytes(const CpuLayout& layout) {
+#define TD_AUX(Op) Op::aux,
+static constexpr int most_aux = std::max({TD_UNARY_OPS(TD_AUX)});
+
+int64_t cpu_scratch_bytes(const LayoutView& layout) {
   // Three copies of a last vector, then a workspace, both of at most 64-byte vectors.
-  return 64 * (3 * int64_t(layout.size()) + scratch_size(layout.max_order()));
+  return 64 * (3 * int64_t(layout.size()) + scratch_size(layout.max_order(), most_aux));
 }
 
 const char* name_of(InstructionSet isa) {

@@ -3,33 +3,9 @@
 
 #include <cstdint>
 
+#include "../layout_view.h"
+
 namespace taylorderiv {
-
-// A (C, n) coefficient tensor's layout; see layout.h.
-class CpuLayout {
- public:
-  CpuLayout(int directions, const int64_t* orders, const double* weights)
-      : directions_(directions), orders_(orders), weights_(weights) {
-    for (int r = 0; r < directions; ++r) {
-      top_ += int(orders[r]) - (weight(r) != 0.0 ? 1 : 0);
-      collapsed_ = collapsed_ || weight(r) != 0.0;
-      max_order_ = orders[r] > max_order_ ? int(orders[r]) : max_order_;
-    }
-  }
-  int directions() const { return directions_; }
-  int order(int r) const { return int(orders_[r]); }
-  double weight(int r) const { return weights_ == nullptr ? 0.0 : weights_[r]; }
-  bool collapsed() const { return collapsed_; }
-  int top() const { return top_; }
-  int size() const { return top_ + (collapsed_ ? 1 : 0); }
-  int max_order() const { return max_order_; }
-
- private:
-  int directions_, top_ = 1, max_order_ = 0;
-  bool collapsed_ = false;
-  const int64_t* orders_;
-  const double* weights_;
-};
 
 // Work on elements [begin, end) of tensors whose coefficient c of element i stands at [c * stride + i].
 struct Range {
@@ -38,12 +14,12 @@ struct Range {
 
 template <class S>
 struct CpuKernels {
-  using Forward = void (*)(const double* params, const CpuLayout&, Range, const S* x, S* y, void* scratch);
-  using Backward = void (*)(const double* params, const CpuLayout&, Range, const S* grad, const S* x, S* dx,
+  using Forward = void (*)(const double* params, const LayoutView&, Range, const S* x, S* y, void* scratch);
+  using Backward = void (*)(const double* params, const LayoutView&, Range, const S* grad, const S* x, S* dx,
                             void* scratch);
-  using DoubleBackward = void (*)(const double* params, const CpuLayout&, Range, const S* grad_grad, const S* grad,
+  using DoubleBackward = void (*)(const double* params, const LayoutView&, Range, const S* grad_grad, const S* grad,
                                   const S* x, S* dgrad, S* dx, void* scratch);
-  using Product = void (*)(const CpuLayout&, Range, const S* a, const S* b, S* y, void* scratch);
+  using Product = void (*)(const LayoutView&, Range, const S* a, const S* b, S* y, void* scratch);
 
   const Forward* forward;    // indexed by op
   const Backward* backward;  // indexed by op
@@ -69,11 +45,6 @@ struct CpuGemm {
 template <class S>
 const CpuKernels<S>& careful_kernels();
 
-struct UnaryOpInfo {
-  const char* name;
-  int params;
-};
-
 extern const CpuKernels<float> kernels_baseline_f32;
 extern const CpuKernels<double> kernels_baseline_f64;
 extern const CpuGemm<float> gemm_baseline_f32;
@@ -85,15 +56,12 @@ extern const CpuKernels<float> kernels_avx2_f32, kernels_avx512_f32;
 extern const CpuKernels<double> kernels_avx2_f64, kernels_avx512_f64;
 #endif
 
-// The double backward has one instantiation only: right, not fast. Indexed by op.
-extern const CpuKernels<float>::DoubleBackward* const double_backward_f32;
-extern const CpuKernels<double>::DoubleBackward* const double_backward_f64;
-
-extern const UnaryOpInfo unary_op_infos[];
-extern const int unary_op_count;
+// The double backward has one instantiation only: right, not fast.
+template <class S>
+typename CpuKernels<S>::DoubleBackward cpu_double_backward(int op);
 
 // Bytes of scratch memory that one thread needs, for any kernel and instruction set.
-int64_t cpu_scratch_bytes(const CpuLayout&);
+int64_t cpu_scratch_bytes(const LayoutView&);
 
 enum class InstructionSet { baseline, avx2, avx512 };
 const char* name_of(InstructionSet);

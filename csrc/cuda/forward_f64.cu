@@ -1,0 +1,7 @@
+#include "elementwise.cuh"
+
+template <>
+const taylorderiv::CudaVariant*
+taylorderiv::cuda_variants<taylorderiv::CudaPass::forward, taylorderiv::CudaStorage::f64>(int op) {
+  return unary_variants<Forward, double>[op];
+}

@@ -1,0 +1,4 @@
+// Registers the CUDA implementations of the ops.
+#include "backend.h"
+
+STABLE_TORCH_LIBRARY_IMPL(taylorderiv, CUDA, m) { taylorderiv::implement_ops<taylorderiv::Cuda>(m); }

@@ -1,0 +1,16 @@
+// CUDA's bfloat16 numbers, as far as our kernels use them.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (x != x) return {uint16_t((bits >> 16) | 0x40)};
+  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};  // to nearest, ties to even
+}
