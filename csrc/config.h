@@ -32,3 +32,9 @@
 #define TD_INLINE_LAMBDA __attribute__((always_inline))
 #define TD_ROLLED
 #endif
+
+#if defined(__clang__)
+#define TD_UNROLL _Pragma("unroll")
+#else
+#define TD_UNROLL _Pragma("GCC unroll 16")
+#endif

@@ -19,20 +19,26 @@ struct Direction {
 
 // A layout L lists its directions as runs of equal ones: runs(), and for run i length(i), order(i) and weight(i) (0
 // when not collapsed). It also offers collapsed() (any direction is), top(), the index of the collapsed slot, and
-// top_share(), 1 / weight of the first collapsed direction. Calls f(direction) for each direction in turn.
-template <class L, class F>
+// top_share(), 1 / weight of the first collapsed direction.
+// Calls f(K, direction) for each direction in turn, with K as Orders has it (propagate.h) for each run.
+template <class Orders, class L, class F>
 TD_HD void for_each_direction(const L& layout, F&& f) {
-  Direction d{0, 1, 0.0, false};
+  Direction first{0, 1, 0.0, false};
   bool top_carried = false;
   for (int i = 0; i < layout.runs(); ++i) {
-    d.order = layout.order(i);
-    d.weight = layout.weight(i);
-    for (int left = layout.length(i); left > 0; --left) {
-      d.carries_top = d.collapsed() && !top_carried;
-      top_carried = top_carried || d.collapsed();
-      f(d);
-      d.first += d.stored();
-    }
+    const int length = layout.length(i);
+    first.order = layout.order(i);
+    first.weight = layout.weight(i);
+    first.carries_top = first.collapsed() && !top_carried;
+    top_carried = top_carried || first.collapsed();
+    Orders::visit(first, [&](auto K, Direction d) TD_INLINE_LAMBDA {
+      for (int left = length; left > 0; --left) {
+        f(K, d);
+        d.first += d.stored();
+        d.carries_top = false;
+      }
+    });
+    first.first += length * first.stored();
   }
 }
 

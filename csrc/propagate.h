@@ -243,14 +243,12 @@ TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const 
   const Seed<T, Op::aux> v = make_seed<local>(op, x0);
   store(0, v.y);
   T collapsed(0.0);
-  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
-    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, Op::aux, decltype(K), A> w(K, scratch);
-      w.x[0] = x0;
-      load_series<T>(K, d, layout, load, w.x);
-      propagate<local, false>(op, K, v, w);
-      store_series<T>(K, d, store, collapsed, w.y);
-    });
+  for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+    Work<T, Op::aux, decltype(K), A> w(K, scratch);
+    w.x[0] = x0;
+    load_series<T>(K, d, layout, load, w.x);
+    propagate<local, false>(op, K, v, w);
+    store_series<T>(K, d, store, collapsed, w.y);
   });
   if (layout.collapsed()) store(layout.top(), collapsed);
   return needs_care(op, v);
@@ -263,17 +261,15 @@ TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, co
   const T x0 = load_x(0);
   const Seed<T, Op::aux> v = make_seed<local>(op, x0);
   T dx0 = v.s * load_g(0);
-  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
-    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, Op::aux, decltype(K), A> w(K, scratch);
-      w.x[0] = x0;
-      load_series<T>(K, d, layout, load_x, w.x);
-      load_gradient<T>(K, d, layout, load_g, w.g);
-      propagate<local, true>(op, K, v, w);
-      dx0 = dx0 + correlation(Const<0>{}, K, Orders::last(K, d), w.s, w.g);
-      for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-        if (j <= d.stored()) store(d.place(j), correlation(j, K, Orders::last(K, d), w.s, w.g));
-      });
+  for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+    Work<T, Op::aux, decltype(K), A> w(K, scratch);
+    w.x[0] = x0;
+    load_series<T>(K, d, layout, load_x, w.x);
+    load_gradient<T>(K, d, layout, load_g, w.g);
+    propagate<local, true>(op, K, v, w);
+    dx0 = dx0 + correlation(Const<0>{}, K, Orders::last(K, d), w.s, w.g);
+    for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
+      if (j <= d.stored()) store(d.place(j), correlation(j, K, Orders::last(K, d), w.s, w.g));
     });
   });
   if (layout.collapsed()) store(layout.top(), v.s * load_g(layout.top()));
@@ -337,16 +333,14 @@ TD_HD void cauchy_forward(const L& layout, const LoadA& load_a, const LoadB& loa
   const T a0 = load_a(0), b0 = load_b(0);
   store(0, a0 * b0);
   T collapsed(0.0);
-  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
-    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, 0, decltype(K), A> w(K, scratch);
-      w.x[0] = a0;
-      w.s[0] = b0;
-      load_series<T>(K, d, layout, load_a, w.x);
-      load_series<T>(K, d, layout, load_b, w.s);
-      for_each<1>(K, [&](auto k) TD_INLINE_LAMBDA { w.y[k] = cauchy(k, w.x, w.s); });
-      store_series<T>(K, d, store, collapsed, w.y);
-    });
+  for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+    Work<T, 0, decltype(K), A> w(K, scratch);
+    w.x[0] = a0;
+    w.s[0] = b0;
+    load_series<T>(K, d, layout, load_a, w.x);
+    load_series<T>(K, d, layout, load_b, w.s);
+    for_each<1>(K, [&](auto k) TD_INLINE_LAMBDA { w.y[k] = cauchy(k, w.x, w.s); });
+    store_series<T>(K, d, store, collapsed, w.y);
   });
   if (layout.collapsed()) store(layout.top(), collapsed);
 }
@@ -357,16 +351,14 @@ TD_HD void correlate(const L& layout, const LoadB& load_b, const LoadG& load_g, 
   using T = NumberIn<A>;
   const T b0 = load_b(0);
   T da0 = b0 * load_g(0);
-  for_each_direction(layout, [&](const Direction& direction) TD_INLINE_LAMBDA {
-    Orders::visit(direction, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-      Work<T, 0, decltype(K), A> w(K, scratch);
-      load_series<T>(K, d, layout, load_b, w.s);
-      load_gradient<T>(K, d, layout, load_g, w.g);
-      w.s[0] = b0;
-      da0 = da0 + correlation(Const<0>{}, K, d.order, w.s, w.g);
-      for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-        if (j <= d.stored()) store(d.place(j), correlation(j, K, d.order, w.s, w.g));
-      });
+  for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+    Work<T, 0, decltype(K), A> w(K, scratch);
+    load_series<T>(K, d, layout, load_b, w.s);
+    load_gradient<T>(K, d, layout, load_g, w.g);
+    w.s[0] = b0;
+    da0 = da0 + correlation(Const<0>{}, K, d.order, w.s, w.g);
+    for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
+      if (j <= d.stored()) store(d.place(j), correlation(j, K, d.order, w.s, w.g));
     });
   });
   if (layout.collapsed()) store(layout.top(), b0 * load_g(layout.top()));

@@ -4,12 +4,6 @@
 #include "kernels.h"
 #include "number.h"
 
-#if defined(__clang__)
-#define TD_UNROLL _Pragma("unroll")
-#else
-#define TD_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 TD_NAMESPACE_BEGIN
 
 // Vectors of columns and rows of a register tile: 24 accumulators of 32 registers, or 12 of 16.
