@@ -11,12 +11,11 @@
 STABLE_TORCH_LIBRARY(taylorderiv, m) {
   taylorderiv::define_ops(m);
   m.def(
-      "chain(Tensor x, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders, float[] collapse,"
-      " bool save) -> (Tensor, Tensor)");
+      "chain(Tensor x, Tensor higher, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders,"
+      " float[] collapse, bool save) -> (Tensor, Tensor)");
   m.def(
-      "chain_backward(Tensor grad, Tensor x, Tensor saved, Tensor[] weights, Tensor[] biases, str[] ops, float[] "
-      "params,"
-      " int[] orders, float[] collapse, bool input_gradient) -> Tensor[]");
+      "chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensor[] weights, Tensor[] biases,"
+      " str[] ops, float[] params, int[] orders, float[] collapse, bool input_gradient) -> Tensor[]");
 }
 
 namespace {

@@ -1,18 +1,21 @@
-"""What a jet holds: coefficients, or layers of a network that wait to be computed together.
+"""What a jet holds: coefficients, a seed, or layers of a network that wait to be computed together.
 
 Linear, activation, linear, … isn't computed layer by layer: each layer is only noted (a :class:`Layer` in a linked
 list), and the whole chain runs as one fused op when something else asks for the coefficients. A flush starts at the
 nearest value that is computed already. So ``nn.Sequential``, hand-written ``forward`` loops and other libraries'
-networks all reach the fused kernel unchanged.
+networks all reach the fused kernel unchanged. A :class:`Seed`, a coordinate's jet, is never written out where a linear
+layer follows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from taylorderiv import kernels
 from taylorderiv.layout import Layout
@@ -45,31 +48,85 @@ class Layer(NamedTuple):
     grad_mode: bool
 
 
+class Seed(NamedTuple):
+    """Points, and higher coefficients that are the same at all of them.
+
+    Attributes:
+        points: ``(*shape, D)``.
+        higher: ``(C - 1, D)``.
+    """
+
+    points: Tensor
+    higher: Tensor
+
+
 class Value:
-    """The coefficients of a jet, ``(C, *shape)``, or a layer that they are the result of. It never changes."""
+    """The coefficients of a jet, ``(C, *shape)``, or what they are the result of. It never changes."""
 
-    __slots__ = ("_coefficients", "device", "dtype", "layer", "layout", "plain", "shape")
+    __slots__ = ("_coefficients", "device", "dtype", "layer", "layout", "plain", "seed", "shape")
 
-    def __init__(self, coefficients: Any, layout: Layout, layer: Layer | None = None):
+    def __init__(self, coefficients: Any, layout: Layout, layer: Layer | None = None, seed: Seed | None = None):
         self._coefficients = coefficients
         self.layer = layer
+        self.seed = seed
         self.layout = layout
-        self.plain = layer is not None or isinstance(coefficients, Tensor)  # and not a jet itself
-        if layer is None:
-            self.shape = coefficients.shape[1:]
-            self.dtype = coefficients.dtype
-            self.device = coefficients.device
+        self.plain = coefficients is None or isinstance(coefficients, Tensor)  # and not a jet itself
+        if layer is not None:
+            like = layer.weight
+            self.shape = torch.Size((*layer.source.shape[:-1], like.shape[0]))
+        elif seed is not None:
+            like = seed.points
+            self.shape = like.shape
         else:
-            self.shape = torch.Size((*layer.source.shape[:-1], layer.weight.shape[0]))
-            self.dtype = layer.weight.dtype
-            self.device = layer.weight.device
+            like: Any = coefficients
+            self.shape = like.shape[1:]
+        self.dtype = like.dtype
+        self.device = like.device
 
     @property
     def coefficients(self) -> Any:
         if self.layer is not None:
             self._coefficients = _flush(self.layer, self.layout).reshape(self.layout.size, *self.shape)
             self.layer = None
+        elif self.seed is not None:
+            self._coefficients = _written_out(self.seed)
+            self.seed = None
         return self._coefficients
+
+
+def higher_coefficients(directions: Sequence[Any], layout: Layout) -> list[Any]:
+    """The coefficients 1, …, C - 1 of the jet of ``x + ε v`` for each direction ``v``: tensors shaped like these."""
+    # One zero tensor stands for all that vanish.
+    zero = torch.zeros_like(directions[0]) if layout.size > 1 + layout.directions else None
+    coefficients = []
+    for r, direction in enumerate(directions):
+        if layout.stored(r):
+            coefficients += [direction, *[zero] * (layout.stored(r) - 1)]
+    if layout.weights is not None:
+        if layout.collapsed_order == 1:
+            coefficients.append(sum(layout.weights[r] * directions[r] for r in layout.collapsed_directions))
+        else:
+            coefficients.append(zero)
+    return coefficients
+
+
+def seeded(points: Any, directions: Sequence[Any], layout: Layout) -> Value | None:
+    """The jet of points ``(*shape, D)`` along directions ``(D,)`` that they share; None if it must be written out."""
+    if type(points) not in (Tensor, torch.nn.Parameter) or not kernels.chain_applies(points):
+        return None
+    points = points.clone()  # the caller may change them
+    coefficients = higher_coefficients(directions, layout)
+    higher = torch.stack(coefficients) if coefficients else points.new_empty(0, points.shape[-1])
+    if not torch.is_grad_enabled():  # so that it makes no difference in which mode it is written out
+        points, higher = points.detach(), higher.detach()
+    return Value(None, layout, seed=Seed(points, higher))
+
+
+def _written_out(seed: Seed) -> Tensor:
+    points, higher = seed
+    with torch.enable_grad():
+        higher = higher.reshape(higher.shape[0], *[1] * (points.ndim - 1), points.shape[-1]).expand(-1, *points.shape)
+        return torch.cat([points[None], higher])
 
 
 def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
@@ -87,7 +144,6 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
         or (bias is not None and type(bias) not in (Tensor, torch.nn.Parameter))
         or weight.ndim != 2
         or not (source.plain and source.shape)
-        or not 0 < max(weight.shape) <= (_WIDEST_TRAINED if _trained(weight) else _WIDEST)
         or source.shape[-1] != weight.shape[1]
         or (bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype))
         or source.dtype != weight.dtype
@@ -95,8 +151,19 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
         or not kernels.chain_applies(weight)
     ):
         return None
+    widths = weight.shape[:1] if source.seed is not None and weight.shape[1] <= _WIDEST else weight.shape
+    if min(weight.shape) == 0:
+        return None
+    if max(widths) > (_WIDEST_TRAINED if _trained(weight) else _WIDEST):
+        return None if source.seed is None else _image(source.seed, weight, bias, source.layout)
     layer = Layer(source, weight, bias, None, (), _versions(weight, bias), torch.is_grad_enabled())
     return Value(None, source.layout, layer)
+
+
+def _image(seed: Seed, weight: Tensor, bias: Tensor | None, layout: Layout) -> Value:
+    """A linear layer makes of a seed another one."""
+    points = F.linear(seed.points, weight, bias)
+    return Value(None, layout, seed=Seed(points, F.linear(seed.higher, weight)))
 
 
 def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | None:
@@ -110,9 +177,15 @@ def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | Non
 
 
 def scaled(source: Value, factor: Any) -> Value | None:
-    """The value ``factor * source`` for a number or a 0-dimensional tensor, where ``source`` is a linear layer."""
-    layer = source.layer
-    if layer is None or layer.op is not None or layer.grad_mode != torch.is_grad_enabled():
+    """The value ``factor * source`` for a scalar, where ``source`` is a linear layer or a seed; else None."""
+    layer, seed = source.layer, source.seed
+    if layer is not None:
+        if layer.op is not None or layer.grad_mode != torch.is_grad_enabled():
+            return None
+        like = layer.weight
+    elif seed is not None:
+        like = seed.points
+    else:
         return None
     if isinstance(factor, Tensor):
         if type(factor) not in (Tensor, torch.nn.Parameter) or factor.ndim or factor.is_complex():
@@ -121,8 +194,11 @@ def scaled(source: Value, factor: Any) -> Value | None:
             return None
     elif isinstance(factor, complex):
         return None
-    if not kernels.chain_applies(layer.weight):
+    if not kernels.chain_applies(like):
         return None
+    if seed is not None:
+        return Value(None, source.layout, seed=Seed(seed.points * factor, seed.higher * factor))
+    assert layer is not None
     _check_versions(layer)
     weight = layer.weight * factor
     bias = None if layer.bias is None else layer.bias * factor
@@ -146,10 +222,13 @@ def _flush(last: Layer, layout: Layout) -> Tensor:
     layers.reverse()
     for layer in layers:
         _check_versions(layer)
+    source = layers[0].source
     with torch.set_grad_enabled(last.grad_mode):
-        x = layers[0].source.coefficients
+        seed = source.seed
+        x = source.coefficients if seed is None else seed.points[None]
         return kernels.chain(
             x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]),
+            None if seed is None else seed.higher,
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
             [layer.op for layer in layers],

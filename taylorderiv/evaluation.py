@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +127,23 @@ def _propagate(plan: Plan, f: Callable[[Any], Any], x: Any) -> Any:
         if isinstance(x, Mapping):
             rows = plan.directions.T.tolist()
             seeds = {
-                name: Jet.variable(tensor, plan.orders, [torch.full_like(tensor, v) for v in row], plan.weights, level)
+                name: Jet.variable(tensor, plan.orders, _constants(row, tensor), plan.weights, level)
                 for (name, tensor), row in zip(x.items(), rows, strict=True)
             }
         else:
             directions = plan.direction_tensor(x.dtype, x.device)
-            directions = directions.reshape(-1, *[1] * (x.ndim - 1), plan.dimension).expand(-1, *x.shape)
+            directions = directions.reshape(-1, *[1] * (x.ndim - 1), plan.dimension)
             seeds = Jet.variable(x, plan.orders, directions, plan.weights, level)
         y = check_output(f(seeds))
         if isinstance(y, Jet) and y.level == level:
             return _read(plan, y.coefficients, y.primal)
         return _read(plan, None, y)
+
+
+def _constants(numbers: Sequence[float], like: Any) -> list[Tensor]:
+    """For each number a direction that the points of a variable share (see :meth:`Jet.variable`)."""
+    shape = [1] * (like.ndim - 1) + list(like.shape[-1:])
+    return [torch.full(shape, number, dtype=like.dtype, device=like.device) for number in numbers]
 
 
 def check_output(y: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taylorderiv import registry
-from taylorderiv.chain import Value
+from taylorderiv import chain, registry
+from taylorderiv.chain import Value, higher_coefficients
 from taylorderiv.layout import Layout
 
 Level = tuple[int, int]
@@ -104,8 +104,9 @@ class Jet:
         Args:
             x: a floating-point or complex tensor (or jet).
             order: the highest order, one for all directions or one for each.
-            directions: ``(R, *x.shape)``, or a sequence of R tensors shaped like ``x``; one direction of ones
-                if left out.
+            directions: ``(R, *x.shape)``, or a sequence of R tensors shaped like ``x``; or ``(R, 1, …, 1, D)``,
+                directions that all points share, which a linear layer need only see once, if ``x`` is
+                ``(…, D)``; one direction of ones if left out.
             weights: a weight per direction, to carry only the weighted sum of the top coefficients of those
                 whose weight isn't 0 (see :class:`Layout`).
             level: as for :class:`Jet`.
@@ -116,11 +117,12 @@ class Jet:
             ValueError: an order is negative, or ``directions`` have another shape or device than ``x``.
         """
         check_variable(x, "x")
+        shared = torch.Size([1] * (x.ndim - 1)) + x.shape[-1:]
         if directions is None:
-            directions = [torch.ones_like(x)]
+            directions = [x.new_ones(shared)]
         count = len(directions)
         for direction in directions:
-            check_like(direction, x, "direction")
+            check_like(direction, x, "direction", shared)
         orders = [order] * count if not isinstance(order, Sequence) else list(order)
         if len(orders) != count:
             raise ValueError(f"{len(orders)} orders for {count} directions")
@@ -131,19 +133,22 @@ class Jet:
             tuple(orders[r] for r in kept),
             None if weights is None else tuple(float(weights[r]) for r in kept),
         )
-        # One zero tensor stands for all coefficients that vanish.
-        zero = torch.zeros_like(directions[0]) if layout.size > 1 + len(kept) else None
-        coefficients = [x]
-        for r, direction in enumerate(kept):
-            stored = layout.stored(r)
-            if stored:
-                coefficients += [directions[direction], *[zero] * (stored - 1)]
-        if layout.weights is not None:
-            if layout.collapsed_order == 1:
-                coefficients.append(sum(layout.weights[r] * directions[kept[r]] for r in layout.collapsed_directions))
-            else:
-                coefficients.append(zero)
+        vectors = [directions[r] for r in kept]
+        if x.ndim > 1 and all(vector.shape == shared for vector in vectors):
+            value = chain.seeded(x, [vector.reshape(shared[-1:]) for vector in vectors], layout)
+            if value is not None:
+                return cls._of(value, layout, _level_of(x) if level is None else level)
+        coefficients: list[Any] = [x, *higher_coefficients([vector.expand(x.shape) for vector in vectors], layout)]
         return cls(torch.stack(coefficients), layout, level)
+
+    @classmethod
+    def _of(cls, value: Value, layout: Layout, level: Level) -> Jet:
+        jet = cls.__new__(cls)
+        jet._value = value
+        jet.layout = layout
+        jet.level = level
+        jet._aliases = None
+        return jet
 
     @property
     def coefficients(self) -> Any:
@@ -157,12 +162,7 @@ class Jet:
 
     def with_value(self, value: Value) -> Jet:
         """A jet of the same layout and level with another value."""
-        jet = Jet.__new__(Jet)
-        jet._value = value
-        jet.layout = self.layout
-        jet.level = self.level
-        jet._aliases = None
-        return jet
+        return Jet._of(value, self.layout, self.level)
 
     def with_coefficients(self, coefficients: Any) -> Jet:
         """A jet of the same layout and level with other coefficients ``(C, *any shape)``."""
@@ -498,11 +498,11 @@ def check_variable(x: Any, name: str) -> None:
         raise TypeError(f"{name} must be floating-point or complex to be differentiated, got {x.dtype}")
 
 
-def check_like(value: Any, x: Any, name: str) -> None:
-    """Raise unless ``value`` is a tensor of the shape, dtype and device of ``x``."""
+def check_like(value: Any, x: Any, name: str, other_shape: tuple[int, ...] | None = None) -> None:
+    """Raise unless ``value`` is a tensor of the shape (or of another one), dtype and device of ``x``."""
     if not isinstance(value, (Tensor, Jet)):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.shape != x.shape:
+    if value.shape not in (x.shape, other_shape):
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(x.shape)} as that of x")
     if value.dtype != x.dtype:
         raise TypeError(f"{name} has dtype {value.dtype}, expected {x.dtype} as that of x")

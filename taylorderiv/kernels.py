@@ -122,6 +122,7 @@ def chain_applies(weight: Any, op: str | None = None) -> bool:
 
 def chain(
     x: Tensor,
+    higher: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     ops: Sequence[str | None],
@@ -131,7 +132,8 @@ def chain(
     """A network ``x = op(x @ weightᵀ + bias)``, layer by layer, fused.
 
     Args:
-        x: ``(C, N, in)`` coefficients.
+        x: ``(C, N, in)`` coefficients, or the primals ``(1, N, in)`` of a seed.
+        higher: the seed's other coefficients, ``(C - 1, in)`` for all points, or None.
         weights: per layer, ``(out, in)``.
         biases: per layer, ``(out,)`` or None.
         ops: per layer, the name of a unary op or None.
@@ -142,10 +144,11 @@ def chain(
         The coefficients ``(C, N, out of the last layer)``.
     """
     none = x.new_empty(0)
-    tensors = (x, *weights, *(bias for bias in biases if bias is not None))
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    tensors = (x, higher, *weights, *biases)
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     result, _ = torch.ops.taylorderiv.chain(
         x.contiguous(),
+        none if higher is None else higher.contiguous(),
         [weight.contiguous() for weight in weights],
         [none if bias is None else bias.contiguous() for bias in biases],
         [op or "" for op in ops],
@@ -311,43 +314,61 @@ for _name, _kernel in _KERNELS.items():
 # The fused chain. Its gradient is one op too; where that has to be differentiated, the layers are computed one by one.
 
 
-def _chain_fake(x: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+def _chain_fake(
+    x: Tensor, higher: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
+) -> tuple[Tensor, Tensor]:
+    size = 1 + higher.shape[0] if higher.numel() else x.shape[0]
     saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-1] else 0)
-    return x.new_empty(*x.shape[:-1], weights[-1].shape[0]), saved
+    return x.new_empty(size, x.shape[1], weights[-1].shape[0]), saved
 
 
 def _chain_backward_fake(
-    grad: Tensor, x: Tensor, saved: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
+    grad: Tensor,
+    x: Tensor,
+    higher: Tensor,
+    saved: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    *rest: Any,
 ) -> list[Tensor]:
-    return [torch.empty_like(x) if rest[-1] else x.new_empty(0), *map(torch.empty_like, [*weights, *biases])]
+    x_gradient = torch.empty_like(x) if rest[-1] else x.new_empty(0)
+    sums = x.new_empty(higher.shape[0], weights[0].shape[0]) if higher.numel() else x.new_empty(0)
+    return [x_gradient, sums, *map(torch.empty_like, [*weights, *biases])]
 
 
 def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weights, biases, *rest, _ = inputs
+    x, higher, weights, biases, *rest, _ = inputs
     ctx.rest = rest
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, output[1], *weights, *biases)
+    ctx.save_for_backward(x, higher, output[1], *weights, *biases)
 
 
 def _chain_gradient(ctx: Any, grad: Tensor, _: Tensor) -> Any:
-    x, saved, *parameters = ctx.saved_tensors
+    x, higher, saved, *parameters = ctx.saved_tensors
     count = len(parameters) // 2
     weights, biases = parameters[:count], parameters[count:]
     if torch.is_grad_enabled():
-        gradients = _chain_differentiable_gradient(grad, x, weights, biases, *ctx.rest)
+        gradients = _chain_differentiable_gradient(grad, x, higher, weights, biases, *ctx.rest)
     else:
         gradients = torch.ops.taylorderiv.chain_backward(
-            grad.contiguous(), x, saved, weights, biases, *ctx.rest, ctx.needs_input_grad[0]
+            grad.contiguous(), x, higher, saved, weights, biases, *ctx.rest, ctx.needs_input_grad[0]
         )
-    x_gradient = gradients[0] if ctx.needs_input_grad[0] else None
+        if higher.numel():  # through the first layer's weight
+            sums, weight = gradients[1], weights[0]
+            gradients[2].addmm_(sums.T, higher)
+            gradients[1] = sums @ weight if ctx.needs_input_grad[1] else None
+    x_gradient, higher_gradient = (
+        gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad[:2], strict=False)
+    )
     # PyTorch wants the structure of the inputs back, in which an empty list counts as a list of tensors.
     rest = [[] if value == [] else None for value in ctx.rest]
-    return x_gradient, list(gradients[1 : 1 + count]), list(gradients[1 + count :]), *rest, None
+    return x_gradient, higher_gradient, list(gradients[2 : 2 + count]), list(gradients[2 + count :]), *rest, None
 
 
 def _chain_differentiable_gradient(
     grad: Tensor,
     x: Tensor,
+    higher: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
     ops: list[str],
@@ -356,9 +377,12 @@ def _chain_differentiable_gradient(
     collapse: list[float],
 ) -> list[Tensor | None]:
     # Aliases, so that the gradients stop here and don't reach a weight through the history of x.
-    inputs = [t.view_as(t) if t.requires_grad else t for t in (x, *weights, *biases)]
-    y, rest = inputs[0], list(params)
-    for weight, bias, op in zip(inputs[1 : 1 + len(weights)], inputs[1 + len(weights) :], ops, strict=True):
+    inputs = [t.view_as(t) if t.requires_grad else t for t in (x, higher, *weights, *biases)]
+    y, higher, *parameters = inputs
+    if higher.numel():
+        y = torch.cat([y, higher[:, None].expand(-1, *y.shape[1:])])
+    rest = list(params)
+    for weight, bias, op in zip(parameters[: len(weights)], parameters[len(weights) :], ops, strict=True):
         y = y @ weight.T
         if bias.numel():
             y = torch.cat([y[:1] + bias, y[1:]])

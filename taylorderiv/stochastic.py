@@ -369,8 +369,7 @@ def _evaluate(
         orders += [family.order] * int(mask.sum())
     weights = None if standard_error else _weights(shares, places, orders, samples)
 
-    directions = torch.cat(vectors)
-    directions = directions.reshape(-1, *[1] * (x.ndim - 1), dimension).expand(-1, *x.shape)
+    directions = torch.cat(vectors).reshape(-1, *[1] * (x.ndim - 1), dimension)
     with nested_level() as level:
         y = check_output(f(Jet.variable(x, orders, directions, weights, level) if orders else x))
         jet = y if isinstance(y, Jet) and y.level == level else None

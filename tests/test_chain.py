@@ -24,9 +24,9 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     run = kernels.chain
 
-    def counting(x, weights, *rest):
+    def counting(x, higher, weights, *rest):
         counts.append(len(weights))
-        return run(x, weights, *rest)
+        return run(x, higher, weights, *rest)
 
     monkeypatch.setattr(chain.kernels, "chain", counting)
     return counts
@@ -81,13 +81,13 @@ def architectures(draw):
 
 
 @settings(max_examples=80, deadline=None)
-@given(architectures(), st.sampled_from([torch.float64, torch.float32]), st.booleans())
-def test_chain_matches_layer_by_layer(architecture, dtype, save):
+@given(architectures(), st.sampled_from([torch.float64, torch.float32]), st.booleans(), st.booleans())
+def test_chain_matches_layer_by_layer(architecture, dtype, save, seeded):
     widths, activations, biases, orders, weights, points, seed = architecture
     torch.manual_seed(seed)
     network = Network(widths, activations, biases, dtype)
     x = torch.randn(widths[0], points, dtype=dtype).T.requires_grad_()  # not contiguous
-    directions = torch.randn(len(orders), points, widths[0], dtype=dtype, requires_grad=True)
+    directions = torch.randn(len(orders), 1 if seeded else points, widths[0], dtype=dtype, requires_grad=True)
 
     def run():
         y = network(Jet.variable(x, orders, directions, weights)).coefficients
@@ -163,11 +163,68 @@ def test_gradient_and_double_backward():
     assert torch.autograd.gradgradcheck(function, (x, weights[0], bias, weights[1]))
 
 
-def test_opcheck():
-    x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+def test_gradient_and_double_backward_of_directions_that_all_points_share():
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(2, 1, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+
+    def function(x, v, weight):
+        y: Any = Jet.variable(x, (3, 2), v)
+        return F.linear(torch.tanh(F.linear(y, weight)), weight.T[:1]).coefficients
+
+    assert torch.autograd.gradcheck(function, (x, v, weight))
+    assert torch.autograd.gradgradcheck(function, (x, v, weight))
+
+
+@pytest.mark.parametrize("layer_first", [True, False])
+def test_a_seed_is_that_of_the_points_when_it_was_made(layer_first):
+    layer = nn.Linear(2, 3)
+    x = torch.rand(4, 2)
+    jet: Any = Jet.variable(x, 2)
+    expected = unfused(lambda: layer(Jet.variable(x.clone(), 2)).coefficients)
+    if layer_first:
+        jet = layer(jet)
+    x.zero_()
+    actual = jet if layer_first else layer(jet)
+    torch.testing.assert_close(actual.coefficients, expected)
+
+
+def test_a_seed_made_without_gradients_has_none():
+    x = torch.rand(4, 2, requires_grad=True)
+    layer = nn.Linear(2, 3)
+    with torch.no_grad():
+        silent: Any = Jet.variable(x, 2)
+    recorded: Any = Jet.variable(x, 2)
+    with torch.no_grad():
+        assert not torch.tanh(layer(recorded)).coefficients.requires_grad
+        assert recorded.coefficients.requires_grad
+    assert not silent.coefficients.requires_grad
+    assert torch.autograd.grad(layer(silent).coefficients.sum(), x, allow_unused=True)[0] is None
+
+
+def test_a_first_layer_too_wide_to_be_fused_sees_the_directions_once(flushes):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1500, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x = torch.randn(3, 1500, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(1, 1, 1500, dtype=torch.float64, requires_grad=True)
+
+    def run():
+        y: Any = network(Jet.variable(x, 2, v)).coefficients
+        return y, *torch.autograd.grad(y.sum(), [x, v, *network.parameters()])
+
+    for actual, expected in zip(run(), unfused(run), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert flushes == [1]  # the last layer
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_opcheck(seeded):
+    x = torch.randn(1 if seeded else 3, 5, 2, dtype=torch.float64, requires_grad=True)
+    higher = torch.randn(2 if seeded else 0, 2, dtype=torch.float64, requires_grad=seeded)
     weights = [torch.randn(4, 2, dtype=torch.float64, requires_grad=True)]
     biases = [torch.randn(4, dtype=torch.float64, requires_grad=True)]
-    arguments = (x, weights, biases, ["softplus"], [1.0, 20.0], [2], [], False)
+    arguments = (x, higher, weights, biases, ["softplus"], [1.0, 20.0], [2], [], False)
     # Its gradient is differentiated layer by layer, which PyTorch's check for compiled gradients can't follow.
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.taylorderiv.chain, arguments, test_utils=tests)

@@ -5,6 +5,10 @@
 // they are in the L2 cache. The backward pass recomputes the tile's layers, or reads what the forward pass saved of
 // them (before the activations), then accumulates the weights' gradients in buffers of the thread, which are summed in
 // a fixed order: the result is the same, bit for bit, from run to run.
+//
+// The input is a jet, x (C, points, in); or a seed: x (points, in), and higher coefficients (C - 1, in) that are the
+// same at all points, as the directions of a coordinate are. A seed's higher coefficients pass the first layer once,
+// and not once per point.
 #pragma once
 
 #include <algorithm>
@@ -31,21 +35,28 @@ class Chain {
   // Whether a backward pass is run, or prepared by saving.
   enum class Mode { forward, saving, backward };
 
-  Chain(std::vector<ChainLayer<S>> layers, const LayoutView& layout, int64_t points, Mode mode)
+  // `higher` is a seed's, or null.
+  Chain(std::vector<ChainLayer<S>> layers, const S* higher, const LayoutView& layout, int64_t points, Mode mode)
       : layers_(std::move(layers)),
         layout_(layout),
         kernels_(cpu_kernels<S>()),
         gemm_(cpu_gemm<S>()),
         points_(points),
+        seeded_(higher != nullptr),
         mode_(mode) {
-    for (const auto& layer : layers_) widest_ = std::max({widest_, stride(layer.in), stride(layer.out)});
-    int64_t numbers = stride(layers_[0].in) + 2 * widest_;  // per point and coefficient
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      widest_ = std::max(widest_, stride(layers_[i].out));
+      if (i > 0 || !seeded_) widest_ = std::max(widest_, stride(layers_[i].in));
+    }
+    widest_ = std::max(widest_, columns((stride(layers_[0].in) + size() - 1) / size()));
+    int64_t numbers = input_numbers() / size() + 2 * widest_;  // per point and coefficient
     if (mode != Mode::forward) numbers += 2 * layer_numbers();
     const int64_t l2_budget = 1 << 20;  // half of the L2 cache of current server processors
     tile_ = l2_budget / (numbers * size() * int64_t(sizeof(S)));
     const int64_t least = 1 + 255 / size();  // rows enough for the matrix products to pay for reading the weights
     tile_ = std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64);
     pack();
+    if (seeded_) pass_first_layer(higher);
   }
 
   int64_t tiles() const { return (points_ + tile_ - 1) / tile_; }
@@ -56,30 +67,27 @@ class Chain {
   // Numbers of memory that a thread needs, and how many of these, at the front, are its gradients.
   int64_t workspace() const {
     const int64_t rows = tile_ * size();
-    int64_t numbers = gradients() + rows * (stride(layers_[0].in) + 2 * widest_) + scratch();
+    int64_t numbers = gradients() + tile_ * input_numbers() + rows * 2 * widest_ + scratch();
     if (mode_ == Mode::backward) numbers += 2 * rows * layer_numbers();
     return numbers;
   }
   int64_t gradients() const {
-    int64_t numbers = 0;
-    if (mode_ == Mode::backward) {
-      for (const auto& layer : layers_) numbers += layer.out * stride(layer.in) + stride(layer.out);
-    }
-    return numbers;
+    const bool sums = seeded_ && mode_ == Mode::backward;
+    return weight_gradients() + (sums ? (size() - 1) * stride(layers_[0].out) : 0);
   }
 
-  // x (C, points, in of the first layer) -> y (C, points, out of the last one), for one tile; saves for the backward
-  // pass, unless `saved` is null.
+  // x, see above -> y (C, points, out of the last layer), for one tile; saves for the backward pass, unless `saved` is
+  // null.
   void forward(int64_t tile, const S* x, S* y, S* saved, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), rows = n * size(), room = tile_ * size();
     S* h = workspace;
     S* other = h + room * widest_;
     void* const scratch = other + room * widest_;
     S* next = saved == nullptr ? nullptr : saved + tile * room * layer_numbers();
-    copy_in(x, layers_[0].in, begin, n, h);
+    copy_in(x, input_coefficients(), layers_[0].in, begin, n, h);
     for (size_t i = 0; i < layers_.size(); ++i) {
       S* const z = next == nullptr ? other : next;
-      linear(i, rows, n, h, z);
+      linear(i, n, h, z);
       if (next != nullptr) next += room * stride(layers_[i].out);
       if (layers_[i].op >= 0) {
         activation(i, n, z, h, scratch);
@@ -89,13 +97,13 @@ class Chain {
         std::memcpy(h, z, sizeof(S) * rows * stride(layers_[i].out));
       }
     }
-    copy_out(h, layers_.back().out, begin, n, y);
+    copy_out(h, size(), layers_.back().out, begin, n, y);
   }
 
   // Adds the tile's share of the parameters' gradients to the workspace; writes the input's, unless dx is null.
   // `saved` is what forward() saved, or null.
   void backward(int64_t tile, const S* grad, const S* x, const S* saved, S* dx, S* workspace) const {
-    const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), rows = n * size(), room = tile_ * size();
+    const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* next = workspace + gradients();
     const auto take = [&](int64_t numbers) {
       S* const here = next;
@@ -106,8 +114,8 @@ class Chain {
     S* g_other = take(room * widest_);
     void* const scratch = take(this->scratch());
     std::vector<const S*> h(layers_.size() + 1), z(layers_.size());
-    S* const input = take(room * stride(layers_[0].in));
-    copy_in(x, layers_[0].in, begin, n, input);
+    S* const input = take(tile_ * input_numbers());
+    copy_in(x, input_coefficients(), layers_[0].in, begin, n, input);
     h[0] = input;
     if (saved != nullptr) saved += tile * room * layer_numbers();
     for (size_t i = 0; i < layers_.size(); ++i) {
@@ -117,7 +125,7 @@ class Chain {
         saved += numbers;
       } else {
         S* const result = take(numbers);
-        linear(i, rows, n, h[i], result);
+        linear(i, n, h[i], result);
         z[i] = result;
       }
       h[i + 1] = z[i];
@@ -127,8 +135,8 @@ class Chain {
         h[i + 1] = result;
       }
     }
-    copy_in(grad, layers_.back().out, begin, n, g);
-    S* gradient = workspace + gradients();
+    copy_in(grad, size(), layers_.back().out, begin, n, g);
+    S* gradient = workspace + weight_gradients();
     for (size_t i = layers_.size(); i-- > 0;) {
       const auto& layer = layers_[i];
       const int64_t in = stride(layer.in), out = stride(layer.out);
@@ -137,17 +145,26 @@ class Chain {
         std::swap(g, g_other);
       }
       gradient -= layer.out * in + out;
-      gemm_.multiply({layer.out, columns(layer.in), rows, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
+      const int64_t used = input_rows(i, n);
+      gemm_.multiply({layer.out, columns(layer.in), used, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
       S* const bias = gradient + layer.out * in;
       for (int64_t p = 0; p < n; ++p) {
         for (int64_t o = 0; o < layer.out; ++o) bias[o] += g[p * out + o];
       }
+      if (i == 0 && seeded_) {
+        for (int64_t c = 1; c < size(); ++c) {
+          S* const sum = workspace + weight_gradients() + (c - 1) * out;
+          for (int64_t p = 0; p < n; ++p) {
+            for (int64_t o = 0; o < layer.out; ++o) sum[o] += g[(c * n + p) * out + o];
+          }
+        }
+      }
       if (i > 0 || dx != nullptr) {
-        multiply_packed(rows, layer.in, layer.out, g, packed(i, Mode::backward), g_other);
+        multiply_packed(used, layer.in, layer.out, g, packed(i, Mode::backward), g_other);
         std::swap(g, g_other);
       }
     }
-    if (dx != nullptr) copy_out(g, layers_[0].in, begin, n, dx);
+    if (dx != nullptr) copy_out(g, input_coefficients(), layers_[0].in, begin, n, dx);
   }
 
   // The sum over threads of what backward() left in their workspaces: weight (out, in) and bias (out) of a layer.
@@ -155,9 +172,6 @@ class Chain {
     int64_t offset = 0;
     for (size_t i = 0; i < layer; ++i) offset += layers_[i].out * stride(layers_[i].in) + stride(layers_[i].out);
     const int64_t in = layers_[layer].in, out = layers_[layer].out, row = stride(in);
-    const auto add = [](const S* from, int64_t count, bool first, S* to) {
-      for (int64_t i = 0; i < count; ++i) to[i] = first ? from[i] : to[i] + from[i];
-    };
     for (size_t t = 0; t < workspaces.size(); ++t) {
       const S* const sums = workspaces[t] + offset;
       for (int64_t o = 0; o < out; ++o) add(sums + o * row, in, t == 0, weight + o * in);
@@ -165,8 +179,34 @@ class Chain {
     }
   }
 
+  // The same for a seed: the gradient (C - 1, out) of its higher coefficients as they leave the first layer's weight.
+  void reduce_higher(const std::vector<S*>& workspaces, S* gradient) const {
+    const int64_t out = layers_[0].out;
+    for (size_t t = 0; t < workspaces.size(); ++t) {
+      const S* const sums = workspaces[t] + weight_gradients();
+      for (int64_t c = 0; c + 1 < size(); ++c) add(sums + c * stride(out), out, t == 0, gradient + c * out);
+    }
+  }
+
  private:
+  static void add(const S* from, int64_t count, bool first, S* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = first ? from[i] : to[i] + from[i];
+  }
+
   int64_t size() const { return layout_.size(); }
+  // How many coefficients of the input differ from point to point; how many rows of a layer's input, for n points, do;
+  // and the input's numbers per point.
+  int64_t input_coefficients() const { return seeded_ ? 1 : size(); }
+  int64_t input_rows(size_t layer, int64_t n) const { return n * (layer == 0 ? input_coefficients() : size()); }
+  int64_t input_numbers() const { return input_coefficients() * stride(layers_[0].in); }
+  // Numbers of the gradients of weights and biases.
+  int64_t weight_gradients() const {
+    int64_t numbers = 0;
+    if (mode_ == Mode::backward) {
+      for (const auto& layer : layers_) numbers += layer.out * stride(layer.in) + stride(layer.out);
+    }
+    return numbers;
+  }
   // A row's width in whole vectors.
   int64_t columns(int64_t width) const { return (width + gemm_.lanes - 1) / gemm_.lanes * gemm_.lanes; }
   // From row to row: never a multiple of 8 cache lines, or a column of rows would compete for few places in the cache.
@@ -222,11 +262,27 @@ class Chain {
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row + filled, c + (r + 1) * c_row, S(0));
   }
 
-  void linear(size_t i, int64_t rows, int64_t n, const S* h, S* z) const {
+  void pass_first_layer(const S* higher) {
+    const auto& layer = layers_[0];
+    const int64_t in = stride(layer.in), out = stride(layer.out), rows = size() - 1;
+    std::vector<S> input(rows * in, S(0));
+    for (int64_t c = 0; c < rows; ++c) std::memcpy(&input[c * in], higher + c * layer.in, sizeof(S) * layer.in);
+    higher_.assign(rows * out, S(0));
+    multiply_packed(rows, layer.out, layer.in, input.data(), packed(0, Mode::forward), higher_.data());
+  }
+
+  void linear(size_t i, int64_t n, const S* h, S* z) const {
     const auto& layer = layers_[i];
-    multiply_packed(rows, layer.out, layer.in, h, packed(i, Mode::forward), z);
-    if (layer.bias == nullptr) return;
     const int64_t out = stride(layer.out);
+    multiply_packed(input_rows(i, n), layer.out, layer.in, h, packed(i, Mode::forward), z);
+    if (i == 0 && seeded_) {
+      for (int64_t c = 1; c < size(); ++c) {
+        for (int64_t p = 0; p < n; ++p) {
+          std::memcpy(z + (c * n + p) * out, higher_.data() + (c - 1) * out, sizeof(S) * out);
+        }
+      }
+    }
+    if (layer.bias == nullptr) return;
     for (int64_t p = 0; p < n; ++p) {
       for (int64_t o = 0; o < layer.out; ++o) z[p * out + o] += layer.bias[o];
     }
@@ -237,9 +293,9 @@ class Chain {
     kernels_.forward[layers_[i].op](layers_[i].params, layout_, Range{elements, 0, elements}, z, h, scratch);
   }
 
-  // Between (C, points, width) and a tile's rows (c, point).
-  void copy_in(const S* from, int64_t width, int64_t begin, int64_t n, S* to) const {
-    for (int64_t c = 0; c < size(); ++c) {
+  // Between (coefficients, points, width) and a tile's rows (c, point).
+  void copy_in(const S* from, int64_t coefficients, int64_t width, int64_t begin, int64_t n, S* to) const {
+    for (int64_t c = 0; c < coefficients; ++c) {
       for (int64_t p = 0; p < n; ++p) {
         S* const row = to + (c * n + p) * stride(width);
         std::memcpy(row, from + (c * points_ + begin + p) * width, sizeof(S) * width);
@@ -247,8 +303,8 @@ class Chain {
       }
     }
   }
-  void copy_out(const S* from, int64_t width, int64_t begin, int64_t n, S* to) const {
-    for (int64_t c = 0; c < size(); ++c) {
+  void copy_out(const S* from, int64_t coefficients, int64_t width, int64_t begin, int64_t n, S* to) const {
+    for (int64_t c = 0; c < coefficients; ++c) {
       for (int64_t p = 0; p < n; ++p) {
         std::memcpy(to + (c * points_ + begin + p) * width, from + (c * n + p) * stride(width), sizeof(S) * width);
       }
@@ -260,9 +316,10 @@ class Chain {
   const CpuKernels<S>& kernels_;
   const CpuGemm<S>& gemm_;
   int64_t points_, tile_, widest_ = 0;
+  bool seeded_;
   Mode mode_;
   std::vector<int64_t> offsets_;
-  std::vector<S> packed_;
+  std::vector<S> packed_, higher_;
 };
 
 }  // namespace taylorderiv

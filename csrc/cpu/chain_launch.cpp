@@ -29,20 +29,36 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-// The arguments that describe a chain: an empty op is no activation, an empty bias no bias.
+// The arguments that describe a chain: an empty op is no activation, an empty bias no bias. Where `higher` isn't empty,
+// x are the points (1, N, in) of a seed.
 struct Description {
+  Tensor x, higher;
   Tensors weights, biases;
   std::vector<std::string> ops;
   std::vector<double> params;
   CheckedLayout layout;
 
+  bool seeded() const { return higher.numel() > 0; }
+  int64_t points() const { return x.size(1); }
   template <class S>
-  std::vector<ChainLayer<S>> layers(const Tensor& x) const {
+  const S* higher_data() const {
+    return seeded() ? higher.const_data_ptr<S>() : nullptr;
+  }
+
+  template <class S>
+  std::vector<ChainLayer<S>> layers() const {
+    const int64_t coefficients = layout.view.size();
+    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == (seeded() ? 1 : coefficients) && x.size(2) > 0 && x.is_contiguous(),
+                    "taylorderiv: x of a chain must be contiguous, (", seeded() ? 1 : coefficients, ", N, in)");
+    STD_TORCH_CHECK(!seeded() || (higher.numel() == (coefficients - 1) * x.size(2) && higher.is_contiguous() &&
+                                  higher.scalar_type() == x.scalar_type() && higher.device() == x.device()),
+                    "taylorderiv: the higher coefficients of a seed must be contiguous, (", coefficients - 1, ", ",
+                    x.size(2), "), with the dtype and device of x");
     STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size() && ops.size() == weights.size(),
                     "taylorderiv: a chain needs as many biases and ops as weights, got ", biases.size(), ", ",
                     ops.size(), " and ", weights.size());
     std::vector<ChainLayer<S>> layers;
-    int64_t width = x.size(x.dim() - 1);
+    int64_t width = x.size(2);
     size_t used = 0;
     for (size_t i = 0; i < weights.size(); ++i) {
       const Tensor &w = weights[i], &b = biases[i];
@@ -93,75 +109,72 @@ std::vector<std::unique_ptr<S, decltype(&std::free)>> on_threads(const Chain<S>&
   return workspaces;
 }
 
-std::vector<int64_t> with_last(const Tensor& x, int64_t width) {
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = width;
-  return sizes;
-}
-
 // The result, and what is saved for the backward pass: empty unless wanted.
-std::tuple<Tensor, Tensor> chain(Tensor x, Tensors weights, Tensors biases, std::vector<std::string> ops,
+std::tuple<Tensor, Tensor> chain(Tensor x, Tensor higher, Tensors weights, Tensors biases, std::vector<std::string> ops,
                                  std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
                                  bool save) {
-  const Description d{std::move(weights),
+  const Description d{std::move(x),
+                      std::move(higher),
+                      std::move(weights),
                       std::move(biases),
                       std::move(ops),
                       std::move(params),
                       {std::move(orders), std::move(collapse)}};
-  check_coefficients("x", x, x, d.layout);
-  return with_scalar(x, [&](auto scalar) {
+  return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
-    const auto layers = d.layers<S>(x);
-    Tensor y = torch::stable::new_empty(x, with_last(x, layers.back().out));
-    if (y.numel() == 0) return std::make_tuple(y, torch::stable::new_empty(x, {0}));
-    const int64_t points = x.numel() / (d.layout.view.size() * layers[0].in);
+    const auto layers = d.layers<S>();
+    Tensor y = torch::stable::new_empty(d.x, {d.layout.view.size(), d.points(), layers.back().out});
+    if (y.numel() == 0) return std::make_tuple(y, torch::stable::new_empty(d.x, {0}));
     using Mode = typename Chain<S>::Mode;
-    const Chain<S> chain(layers, d.layout.view, points, save ? Mode::saving : Mode::forward);
-    Tensor saved = torch::stable::new_empty(x, {save ? chain.saved() : 0});
+    const Chain<S> chain(layers, d.higher_data<S>(), d.layout.view, d.points(), save ? Mode::saving : Mode::forward);
+    Tensor saved = torch::stable::new_empty(d.x, {save ? chain.saved() : 0});
     on_threads(chain, [&](int64_t tile, S* workspace) {
-      chain.forward(tile, x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), save ? saved.mutable_data_ptr<S>() : nullptr,
-                    workspace);
+      chain.forward(tile, d.x.const_data_ptr<S>(), y.mutable_data_ptr<S>(),
+                    save ? saved.mutable_data_ptr<S>() : nullptr, workspace);
     });
     return std::make_tuple(y, saved);
   });
 }
 
-// The gradients of x (empty unless wanted), the weights, and the biases. `saved` may be empty.
-Tensors chain_backward(Tensor grad, Tensor x, Tensor saved, Tensors weights, Tensors biases,
+// The gradients of x (empty unless wanted), of a seed's higher coefficients as they leave the first layer's weight
+// (C - 1, out; else empty), of the weights, and of the biases. `saved` may be empty.
+Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensors weights, Tensors biases,
                        std::vector<std::string> ops, std::vector<double> params, std::vector<int64_t> orders,
                        std::vector<double> collapse, bool input_gradient) {
-  const Description d{std::move(weights),
+  const Description d{std::move(x),
+                      std::move(higher),
+                      std::move(weights),
                       std::move(biases),
                       std::move(ops),
                       std::move(params),
                       {std::move(orders), std::move(collapse)}};
-  check_coefficients("x", x, x, d.layout);
-  return with_scalar(x, [&](auto scalar) {
+  return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
-    const auto layers = d.layers<S>(x);
-    STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == x.scalar_type() &&
-                        grad.numel() == x.numel() / layers[0].in * layers.back().out,
+    const auto layers = d.layers<S>();
+    STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == d.x.scalar_type() &&
+                        grad.numel() == d.layout.view.size() * d.points() * layers.back().out,
                     "taylorderiv: grad must be a contiguous tensor of the shape and dtype of the chain's result");
-    Tensors gradients;
-    gradients.push_back(input_gradient ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
+    Tensors gradients{input_gradient ? torch::stable::empty_like(d.x) : torch::stable::new_empty(d.x, {0}),
+                      d.seeded() ? torch::stable::new_zeros(d.x, {d.layout.view.size() - 1, layers[0].out})
+                                 : torch::stable::new_empty(d.x, {0})};
     for (const auto* list : {&d.weights, &d.biases}) {
       for (const Tensor& t : *list) gradients.push_back(torch::stable::new_zeros(t, t.sizes()));
     }
-    const int64_t points = x.numel() / (d.layout.view.size() * layers[0].in);
-    if (points == 0) return gradients;
-    const Chain<S> chain(layers, d.layout.view, points, Chain<S>::Mode::backward);
+    if (d.points() == 0) return gradients;
+    const Chain<S> chain(layers, d.higher_data<S>(), d.layout.view, d.points(), Chain<S>::Mode::backward);
     STD_TORCH_CHECK(saved.numel() == 0 || (saved.numel() == chain.saved() && saved.is_contiguous() &&
-                                           saved.scalar_type() == x.scalar_type()),
+                                           saved.scalar_type() == d.x.scalar_type()),
                     "taylorderiv: saved isn't what this chain saved");
     const auto workspaces = on_threads(chain, [&](int64_t tile, S* workspace) {
-      chain.backward(tile, grad.const_data_ptr<S>(), x.const_data_ptr<S>(),
+      chain.backward(tile, grad.const_data_ptr<S>(), d.x.const_data_ptr<S>(),
                      saved.numel() ? saved.const_data_ptr<S>() : nullptr,
                      input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);
     });
     std::vector<S*> sums;
     for (const auto& workspace : workspaces) sums.push_back(workspace.get());
+    if (d.seeded()) chain.reduce_higher(sums, gradients[1].mutable_data_ptr<S>());
     for (size_t i = 0; i < layers.size(); ++i) {
-      Tensor &weight = gradients[1 + i], &bias = gradients[1 + layers.size() + i];
+      Tensor &weight = gradients[2 + i], &bias = gradients[2 + layers.size() + i];
       chain.reduce(i, sums, weight.mutable_data_ptr<S>(), layers[i].bias ? bias.mutable_data_ptr<S>() : nullptr);
     }
     return gradients;
