@@ -4,8 +4,9 @@ from taylorderiv import testing
 from taylorderiv.api import Partials, derivatives, jet, partials
 from taylorderiv.calculus import curl, directional, divergence, gradient, hessian, hvp, jacobian
 from taylorderiv.evaluation import ChunkWarning
+from taylorderiv.explanation import Explanation, explain
 from taylorderiv.jet import Jet
-from taylorderiv.kernels import build_info
+from taylorderiv.kernels import build_info, fusion
 from taylorderiv.layout import Layout
 from taylorderiv.operators import LinearOperator, bilaplacian, differentials, laplacian, plan
 from taylorderiv.registry import supported_ops
@@ -15,6 +16,7 @@ from taylorderiv.stochastic import Estimate, estimate
 __all__ = [
     "ChunkWarning",
     "Estimate",
+    "Explanation",
     "Jet",
     "Layout",
     "LinearOperator",
@@ -27,6 +29,8 @@ __all__ = [
     "directional",
     "divergence",
     "estimate",
+    "explain",
+    "fusion",
     "gradient",
     "hessian",
     "hvp",

@@ -6,8 +6,10 @@ with autograd, ``torch.func``, ``vmap`` and ``torch.compile``.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -102,10 +104,40 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
     return reference.cauchy(a, b, layout)
 
 
-# Of one core, as measured: matrix products of cache-resident tiles; writing to memory that is new to the process, and
-# reading it again.
+# Of one core, as measured: matrix products of cache-resident tiles; coefficients through an activation; writing to
+# memory that is new to the process, and reading it again.
 _OPERATIONS_PER_SECOND = {torch.float32: 200e9, torch.float64: 100e9}
+_COEFFICIENTS_PER_SECOND = {torch.float32: 3e9, torch.float64: 1.2e9}
 _FRESH_BYTES_PER_SECOND = 1.5e9
+
+
+class _Fusion(threading.local):
+    enabled = True
+    save: bool | None = None
+
+
+_fusion = _Fusion()
+
+
+@contextlib.contextmanager
+def fusion(enabled: bool = True, *, save: bool | None = None) -> Iterator[None]:
+    """How networks are computed by the code in the ``with`` block, on this thread.
+
+    Args:
+        enabled: whether linear layers and activations that follow each other run as one fused op.
+        save: whether such an op saves its layers for the backward pass, which then needn't recompute them: memory for
+            every layer and coefficient, against a third matrix product per layer. By default the faster one is chosen.
+
+    Example:
+        >>> with taylorderiv.fusion(save=False):  # the least memory
+        ...     loss = derivatives(model, x, 4)[4].square().mean()
+    """
+    before = _fusion.enabled, _fusion.save
+    _fusion.enabled, _fusion.save = enabled, save
+    try:
+        yield
+    finally:
+        _fusion.enabled, _fusion.save = before
 
 
 def chain_applies(weight: Any, op: str | None = None) -> bool:
@@ -114,6 +146,7 @@ def chain_applies(weight: Any, op: str | None = None) -> bool:
         (op is None or op in _UNARY_KERNELS)
         and weight.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and _fusion.enabled
         and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled("cpu")
         and _kernel_applies(weight)
@@ -164,9 +197,23 @@ def _saving_pays(weights: Sequence[Tensor]) -> bool:
 
     Per coefficient, recomputing takes the floating-point operations of the layers, saving the time of fresh memory.
     """
+    if _fusion.save is not None:
+        return _fusion.save
+    dtype = weights[0].dtype
     operations = sum(2 * weight.numel() for weight in weights)
     saved_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
-    return operations / _OPERATIONS_PER_SECOND[weights[0].dtype] > saved_bytes / _FRESH_BYTES_PER_SECOND
+    return predicted_seconds(dtype, operations=operations) > predicted_seconds(dtype, fresh_bytes=saved_bytes)
+
+
+def predicted_seconds(
+    dtype: torch.dtype, *, operations: float = 0, coefficients: float = 0, fresh_bytes: float = 0
+) -> float:
+    """What operations of matrix products, coefficients through activations and fresh memory cost, on one core."""
+    return (
+        operations / _OPERATIONS_PER_SECOND[dtype]
+        + coefficients / _COEFFICIENTS_PER_SECOND[dtype]
+        + fresh_bytes / _FRESH_BYTES_PER_SECOND
+    )
 
 
 # What PyTorch must know about the ops, each stated once: in a torch.autograd.Function. The dispatcher gets

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from taylorderiv import Jet, chain, derivatives, kernels, partials
+from taylorderiv import Jet, chain, derivatives, fusion, kernels, partials
 
 pytestmark = pytest.mark.skipif(
     kernels.build_info()["backend"] == "reference", reason="the reference backend fuses nothing"
@@ -34,8 +34,7 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def unfused(function, *args):
     """``function(*args)`` with each layer computed by itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "chain_applies", lambda *_: False)
+    with fusion(enabled=False):
         return function(*args)
 
 
@@ -96,8 +95,7 @@ def test_chain_matches_layer_by_layer(architecture, dtype, save, seeded):
         return y, *torch.autograd.grad(y, inputs, cotangent, allow_unused=True, materialize_grads=True)
 
     tolerance = 1e-11 if dtype == torch.float64 else 2e-4
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_saving_pays", lambda _: save)
+    with fusion(save=save):
         fused_results = run()
     for fused, single in zip(fused_results, unfused(run), strict=True):
         # Sums run in another order: rounding is relative to their largest terms.

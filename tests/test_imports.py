@@ -35,7 +35,7 @@ LAYERS = (
     {"evaluation"},
     {"operators"},
     {"stochastic", "calculus", "api"},
-    {"testing"},
+    {"testing", "explanation"},
     {"integrations"},
 )
 

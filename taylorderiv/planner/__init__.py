@@ -6,7 +6,7 @@ combinations of Taylor coefficients that give each quantity.
 """
 
 from taylorderiv.planner.names import parse_partial, parse_variables
-from taylorderiv.planner.plan import Cost, NestedPlan, Plan
+from taylorderiv.planner.plan import Cost, NestedPlan, Plan, format_scaled, format_table
 from taylorderiv.planner.polynomial import Monomial, Polynomial
 from taylorderiv.planner.search import MAX_CONDITION, make_plan
 
@@ -17,6 +17,8 @@ __all__ = [
     "NestedPlan",
     "Plan",
     "Polynomial",
+    "format_scaled",
+    "format_table",
     "make_plan",
     "parse_partial",
     "parse_variables",

@@ -33,7 +33,7 @@ class Cost:
     bytes: float
 
     def __str__(self) -> str:
-        return f"C = {self.coefficients}, {_scaled(self.flops)}FLOP, {_scaled(self.bytes)}B"
+        return f"C = {self.coefficients}, {format_scaled(self.flops)}FLOP, {format_scaled(self.bytes)}B"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,14 +157,14 @@ class Plan:
                 zip(self.orders[:_ROWS], weights[:_ROWS], self.vectors[:_ROWS], strict=True)
             )
         ]
-        lines += _table(("direction", "order", "weight of top", "along"), rows, len(self.vectors))
+        lines += format_table(("direction", "order", "weight of top", "along"), rows, len(self.vectors))
         named = dict(self._coefficient_names())
         rows = []
         for quantity, terms in zip(self.quantities[:_ROWS], self.reads[:_ROWS], strict=True):
             text = "".join(f" {'-' if f < 0 else '+'} {abs(f):.6g} {named[i]}" for i, f in terms[:_ROWS])
             text = (text + (" + …" if len(terms) > _ROWS else "")).removeprefix(" + ").strip() or "0"
             rows.append((quantity.format(names), text))
-        lines += _table(("quantity", "from coefficients"), rows, len(self.quantities))
+        lines += format_table(("quantity", "from coefficients"), rows, len(self.quantities))
         return "\n".join(lines)
 
     def _coefficient_names(self) -> list[tuple[int, str]]:
@@ -262,7 +262,8 @@ def _format_vector(vector: Vector, names: Sequence[str] | None) -> str:
     return text.removeprefix("+ ") + (" + …" if len(vector) > _ROWS else "")
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], total: int) -> list[str]:
+def format_table(header: tuple[str, ...], rows: list[tuple[str, ...]], total: int) -> list[str]:
+    """The lines of a table, an empty one first; says so if these aren't all of its ``total`` rows."""
     if not rows:
         return []
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -275,6 +276,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], total: int) -> 
     return ["", *lines]
 
 
-def _scaled(value: float) -> str:
+def format_scaled(value: float) -> str:
+    """A number with three digits and a prefix: 12.3 M."""
     power = min(int(math.log10(max(value, 1.0)) // 3), 5)
     return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
