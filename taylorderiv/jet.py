@@ -86,7 +86,7 @@ class Jet:
         if not (coefficients.is_floating_point() or coefficients.is_complex()):
             raise TypeError(f"coefficients must be floating-point or complex, got {coefficients.dtype}")
         self._value = Value(coefficients, layout)
-        self.layout = layout
+        self.coefficient_layout = layout
         self.level = _level_of(coefficients) if level is None else level
         self._aliases: list[weakref.ref[Jet]] | None = None
 
@@ -145,14 +145,14 @@ class Jet:
     def _of(cls, value: Value, layout: Layout, level: Level) -> Jet:
         jet = cls.__new__(cls)
         jet._value = value
-        jet.layout = layout
+        jet.coefficient_layout = layout
         jet.level = level
         jet._aliases = None
         return jet
 
     @property
     def coefficients(self) -> Any:
-        """The scaled Taylor coefficients, ``(C, *shape)`` in the order of :attr:`layout`."""
+        """The scaled Taylor coefficients, ``(C, *shape)`` in the order of :attr:`coefficient_layout`."""
         return self._value.coefficients
 
     @property
@@ -162,21 +162,21 @@ class Jet:
 
     def with_value(self, value: Value) -> Jet:
         """A jet of the same layout and level with another value."""
-        return Jet._of(value, self.layout, self.level)
+        return Jet._of(value, self.coefficient_layout, self.level)
 
     def with_coefficients(self, coefficients: Any) -> Jet:
         """A jet of the same layout and level with other coefficients ``(C, *any shape)``."""
-        return Jet(coefficients, self.layout, self.level)
+        return Jet(coefficients, self.coefficient_layout, self.level)
 
     def rebind(self, coefficients: Any) -> None:
         """Give the jet other coefficients of the same shape and dtype: what an op in place does."""
-        self._value = Value(coefficients, self.layout)
+        self._value = Value(coefficients, self.coefficient_layout)
         self._aliases = None
 
     @property
     def order(self) -> int:
         """The highest order of any direction."""
-        return self.layout.order
+        return self.coefficient_layout.order
 
     @property
     def primal(self) -> Any:
@@ -187,14 +187,14 @@ class Jet:
         """The k-th derivative along a direction (unscaled: k! times the coefficient)."""
         if k == 0:
             return self.primal
-        return self.coefficients[self.layout.index(k, direction)] * float(math.factorial(k))
+        return self.coefficients[self.coefficient_layout.index(k, direction)] * float(math.factorial(k))
 
     @property
     def collapsed(self) -> Any:
         """``sum_r w_r`` times the K-th derivative along direction r, where the layout is collapsed."""
-        if not self.layout.collapsed:
-            raise ValueError(f"{self.layout} isn't collapsed")
-        return self.coefficients[-1] * float(math.factorial(self.layout.collapsed_order))
+        if not self.coefficient_layout.collapsed:
+            raise ValueError(f"{self.coefficient_layout} isn't collapsed")
+        return self.coefficients[-1] * float(math.factorial(self.coefficient_layout.collapsed_order))
 
     # What a tensor has.
 
@@ -209,6 +209,10 @@ class Jet:
     @property
     def device(self) -> torch.device:
         return self._value.device
+
+    @property
+    def layout(self) -> torch.layout:
+        return torch.strided
 
     @property
     def ndim(self) -> int:
@@ -311,7 +315,7 @@ class Jet:
 
     def __repr__(self) -> str:
         return (
-            f"Jet(shape={tuple(self.shape)}, {self.layout}, dtype={self.dtype}, device='{self.device}',"
+            f"Jet(shape={tuple(self.shape)}, {self.coefficient_layout}, dtype={self.dtype}, device='{self.device}',"
             f" coefficients={self.coefficients!r})"
         )
 
@@ -397,7 +401,7 @@ def _map_jets(function: Callable[[Jet], Any], value: Any) -> Any:
 
 def constant(value: Any, like: Jet) -> Jet:
     """A tensor as a jet of the layout and level of another one, with all derivatives 0."""
-    zeros = torch.zeros((like.layout.size - 1, *value.shape), dtype=value.dtype, device=value.device)
+    zeros = torch.zeros((like.coefficient_layout.size - 1, *value.shape), dtype=value.dtype, device=value.device)
     return like.with_coefficients(torch.cat([value[None], zeros]))
 
 
@@ -412,8 +416,10 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             top = max(jets, key=lambda j: j.level)
             args, kwargs = _map_jets(lambda j, top=top: j if j.level == top.level else constant(j, top), (args, kwargs))
             return _dispatch(func, args, kwargs)
-        if jet.layout != first.layout:
-            raise ValueError(f"'{name}' got jets of different layouts: {first.layout} and {jet.layout}")
+        if jet.coefficient_layout != first.coefficient_layout:
+            raise ValueError(
+                f"'{name}' got jets of different layouts: {first.coefficient_layout} and {jet.coefficient_layout}"
+            )
     if kwargs:
         kwargs = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         if kwargs.pop("out", None) is not None:

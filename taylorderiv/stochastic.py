@@ -383,7 +383,7 @@ def _evaluate(
             return Estimate(total, torch.zeros_like(value) if standard_error else None)
         for r, (coefficients, _) in enumerate(lines):
             total = total + scaled(jet.derivative(1, r), coefficients, x)
-        summed = jet.layout.collapsed_order if jet.layout.collapsed else 0
+        summed = jet.coefficient_layout.collapsed_order if jet.coefficient_layout.collapsed else 0
         if summed:
             top = next(share for share in shares if share.order == summed)
             total = total + scaled(jet.collapsed, top.coefficients, x)
@@ -406,7 +406,7 @@ def _evaluate(
 
 def _samples(jet: Jet, share: _Share, place: Tensor) -> Any:
     """What each sample gives, ``(samples, *shape)``."""
-    before = torch.tensor(coefficient_places(jet.layout))
+    before = torch.tensor(coefficient_places(jet.coefficient_layout))
     # A sample with fewer directions than the others repeats its first, times 0.
     index = before[torch.where(place < 0, place[:, :1], place)] + share.order
     factors = share.factors * math.factorial(share.order)

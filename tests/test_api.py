@@ -298,7 +298,7 @@ def test_partials_of_a_network_in_one_pass() -> None:
     calls = []
 
     def f(x: Any) -> Any:
-        calls.append(x.layout)
+        calls.append(x.coefficient_layout)
         return model(x)
 
     p = partials(f, x, ["x", "yy", "zzz", ("x", "y")], variables=("x", "y", "z"))
@@ -311,7 +311,9 @@ def test_partials_of_a_network_in_one_pass() -> None:
 
 def test_unmixed_partials_share_the_primal() -> None:
     layouts = []
-    partials(lambda x: layouts.append(x.layout) or x.sum(-1), rand(5, 2), ["xxxx", "t", "xx"], variables="xt")
+    partials(
+        lambda x: layouts.append(x.coefficient_layout) or x.sum(-1), rand(5, 2), ["xxxx", "t", "xx"], variables="xt"
+    )
     assert layouts == [Layout((4, 1))]
 
 

@@ -58,8 +58,8 @@ def test_variable_has_the_direction_as_first_coefficient() -> None:
     assert torch.equal(jet.coefficients, torch.stack([x, v[0], torch.zeros(3, dtype=DOUBLE), v[1]]))
     assert torch.equal(jet.derivative(1, 1), v[1])
     assert torch.equal(Jet.variable(x, 1).derivative(1), torch.ones(3, dtype=DOUBLE))
-    assert Jet.variable(x, 0).layout == Layout(())
-    assert Jet.variable(x, (2, 0, 1), [x, x, x]).layout == Layout((2, 1))
+    assert Jet.variable(x, 0).coefficient_layout == Layout(())
+    assert Jet.variable(x, (2, 0, 1), [x, x, x]).coefficient_layout == Layout((2, 1))
     collapsed = Jet.variable(x, 1, v, weights=(2.0, -1.0))
     torch.testing.assert_close(collapsed.collapsed, 2 * v[0] - v[1])
 
@@ -330,3 +330,11 @@ def test_threads_have_levels_of_their_own() -> None:
 def test_deepcopy_of_a_jet() -> None:
     jet = Jet.variable(rand(3), 2)
     torch.testing.assert_close(copy.deepcopy(jet).coefficients, jet.coefficients)
+
+
+def test_layout_is_that_of_a_tensor() -> None:
+    x = rand(3)
+    assert Jet.variable(x, 1).layout is torch.strided
+    mask = torch.tensor([True, False, True])
+    got = derivatives(lambda x: torch.masked.mean(x**2, mask=mask), x, 1)
+    torch.testing.assert_close(got[1], 2 * x[mask].mean())

@@ -452,7 +452,7 @@ def test_chunks_bound_the_memory_of_the_graph() -> None:
 
     def watch(z: object) -> object:
         nonlocal largest
-        largest = max(largest, z.layout.size)  # pyright: ignore
+        largest = max(largest, z.coefficient_layout.size)  # pyright: ignore
         return net(z)
 
     laplacian(watch, x, chunk_size=10).sum().backward()

@@ -139,7 +139,7 @@ def test_without_standard_error_the_top_is_collapsed() -> None:
     sizes = []
 
     def watch(z: object) -> object:
-        sizes.append(z.layout.size)  # pyright: ignore
+        sizes.append(z.coefficient_layout.size)  # pyright: ignore
         return network()(z)
 
     assert estimate(laplacian, watch, points(), 10, standard_error=False).standard_error is None

@@ -52,7 +52,7 @@ def _mul(input: Any, other: Any) -> AnyJet:
     if not (is_jet(input) and is_jet(other)):
         return first_jet(input, other).with_coefficients(x * y)
     shape = torch.broadcast_shapes(x.shape, y.shape)
-    return input.with_coefficients(kernels.cauchy(x.expand(shape), y.expand(shape), input.layout))
+    return input.with_coefficients(kernels.cauchy(x.expand(shape), y.expand(shape), input.coefficient_layout))
 
 
 @register("div", "divide", "true_divide")
@@ -248,7 +248,7 @@ def _matmul(input: Any, other: Any) -> AnyJet:
 def _matrix_cauchy(x: Any, y: Any, like: AnyJet) -> Any:
     """Each coefficient of the product as one product over a concatenated inner dimension."""
     outputs = []
-    for terms in like.layout.products():
+    for terms in like.coefficient_layout.products():
         left = [x[i] if weight == 1 else x[i] * weight for i, _, weight in terms]
         right = [y[j] for _, j, _ in terms]
         if len(terms) == 1:
@@ -388,7 +388,7 @@ def _einsum(equation: str, *operands: Any) -> Any:
         inputs[place] = free + inputs[place]
     extended = f"{','.join(inputs)}->{output}"
     outputs = []
-    for terms in like.layout.products():
+    for terms in like.coefficient_layout.products():
         stacks = list(promoted)
         left, right = (promoted[place].coefficients for place in places)
         stacks[places[0]] = torch.stack([left[i] if w == 1 else left[i] * w for i, _, w in terms])

@@ -142,21 +142,21 @@ def coefficientwise(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if all(isinstance(stack, Tensor) for stack in stacks):
         result = torch.vmap(call)(*stacks)
     else:
-        results = [call(*[stack[c] for stack in stacks]) for c in range(like.layout.size)]
+        results = [call(*[stack[c] for stack in stacks]) for c in range(like.coefficient_layout.size)]
         result = pytree.tree_map(lambda *parts: torch.stack(parts), *results)
     return pytree.tree_map(like.with_coefficients, result)
 
 
 def bilinear(product: Callable[[Any, Any], Any], a: Jet, b: Jet) -> Jet:
     """A bilinear function of two jets: sums of products of their coefficients."""
-    terms = a.layout.products()
+    terms = a.coefficient_layout.products()
     pairs = [(n, *term) for n, products in enumerate(terms) for term in products]
     left, right = [i for _, i, _, _ in pairs], [j for _, _, j, _ in pairs]
     if isinstance(a.coefficients, Tensor) and isinstance(b.coefficients, Tensor):
         products = torch.vmap(product)(a.coefficients[left], b.coefficients[right])
     else:
         products = [product(a.coefficients[i], b.coefficients[j]) for i, j in zip(left, right, strict=True)]
-    outputs: list[Any] = [None] * a.layout.size
+    outputs: list[Any] = [None] * a.coefficient_layout.size
     for (n, _, _, weight), value in zip(pairs, products, strict=True):
         value = value if weight == 1 else weight * value
         outputs[n] = value if outputs[n] is None else outputs[n] + value
@@ -180,7 +180,7 @@ def compose(expansion: Sequence[Any], x: Jet) -> Jet:
         factor = torch.where((power == 0) & ~torch.isfinite(expansion[m]), 0.0, expansion[m])
         result = result + factor * power
         if m < x.order:
-            power = kernels.cauchy(power, h, x.layout)
+            power = kernels.cauchy(power, h, x.coefficient_layout)
     return x.with_coefficients(result)
 
 
@@ -200,7 +200,7 @@ def integrate(values: Sequence[Any], inputs: Sequence[Jet], formula: Formula) ->
         For each output its jet, or the constant.
     """
     like = inputs[0]
-    layout = like.layout
+    layout = like.coefficient_layout
     columns: list[list[Any]] = [[] for _ in values]
     tops: list[Any] = [None] * len(values)
     for r, order in enumerate(layout.orders):
@@ -234,7 +234,7 @@ def _varies(value: Any) -> bool:
 
 def _along(x: Jet, r: int) -> list[Any]:
     """All coefficients along direction r. The first collapsed one stands for all, as in reference.unary."""
-    layout, c = x.layout, x.coefficients
+    layout, c = x.coefficient_layout, x.coefficients
     terms = [c[layout.index(k, r)] for k in range(layout.stored(r) + 1)]
     if r in layout.collapsed_directions:
         assert layout.weights is not None

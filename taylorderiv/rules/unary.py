@@ -16,7 +16,7 @@ def apply_unary(name: str, x: Jet, *params: float) -> Jet:
     value = chain.activation(x.value, name, params)
     if value is not None:
         return x.with_value(value)
-    return x.with_coefficients(kernels.unary(name, x.coefficients, x.layout, params))
+    return x.with_coefficients(kernels.unary(name, x.coefficients, x.coefficient_layout, params))
 
 
 def _rule(op: UnaryOp) -> registry.Rule:
