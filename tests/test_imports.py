@@ -29,6 +29,7 @@ LAYERS = (
         "rules.composite",
         "rules.constant",
         "rules.linalg",
+        "rules.factorizations",
         "rules.fallback",
     },
     {"rules"},

@@ -67,57 +67,6 @@ def test_composite_op(f: Callable[[Any], Any]) -> None:
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         agrees(f, rand(3, 4, low=0.2, high=1.4))
 
-
-# Applied to a value of shape (3, 4), which becomes a well-conditioned 3 × 3 matrix.
-LINALG: dict[str, Callable[[Any], Any]] = {
-    "inverse": torch.linalg.inv,
-    "inverse_method": lambda a: a.inverse(),
-    "inv_ex": lambda a: torch.linalg.inv_ex(a)[0],
-    "det": torch.linalg.det,
-    "slogdet": lambda a: torch.linalg.slogdet(a)[1],
-    "logdet": torch.logdet,
-    "solve": lambda a: torch.linalg.solve(a, a.sin()),
-    "solve_vector": lambda a: torch.linalg.solve(a, a[0].sin()),
-    "solve_constant_matrix": lambda a: torch.linalg.solve(MATRIX, a),
-    "solve_constant_right_side": lambda a: torch.linalg.solve(a, MATRIX[:, :2]),
-    "solve_from_the_right": lambda a: torch.linalg.solve(a, MATRIX[:2], left=False),
-    "solve_batch": lambda a: torch.linalg.solve(torch.stack([a, a.T]), a),
-    "solve_triangular": lambda a: torch.linalg.solve_triangular(a, a.sin(), upper=False),
-    "solve_unitriangular": lambda a: torch.linalg.solve_triangular(
-        a, MATRIX, upper=True, left=False, unitriangular=True
-    ),
-    "cholesky": lambda a: torch.linalg.cholesky(a @ a.T),
-    "cholesky_upper": lambda a: torch.linalg.cholesky(a @ a.T, upper=True),
-    "cholesky_inverse": lambda a: torch.cholesky_inverse(a.tril()),
-    "cholesky_solve": lambda a: torch.cholesky_solve(MATRIX, a.tril()),
-    "lstsq_by_pinv": lambda a: torch.linalg.pinv(a[:, :2]) @ MATRIX,
-    "matrix_power": lambda a: torch.linalg.matrix_power(a, -2),
-}
-HERMITIAN: dict[str, Callable[[Any], Any]] = {
-    "eigvalsh": torch.linalg.eigvalsh,
-    "eigh_values": lambda a: torch.linalg.eigh(a).eigenvalues,
-    "eigh_projectors": lambda a: torch.linalg.eigh(a)[1][:, :, None].square(),
-    "complex": lambda a: torch.linalg.eigvalsh(a + 1j * (torch.triu(a, 1) - torch.triu(a, 1).T)),
-}
-MATRIX = rand(3, 3, seed=30) + torch.eye(3, dtype=DOUBLE)
-
-
-@pytest.mark.parametrize("f", LINALG.values(), ids=LINALG)
-def test_linear_systems(f: Callable[[Any], Any]) -> None:
-    agrees(lambda x: f(torch.sin(x[:, :3]) + 2 * torch.eye(3, dtype=DOUBLE)), rand(3, 4))
-
-
-@pytest.mark.parametrize("f", HERMITIAN.values(), ids=HERMITIAN)
-def test_eigenvalues(f: Callable[[Any], Any]) -> None:
-    def hermitian(x: Any) -> Any:
-        a = torch.sin(x[:, :3]) + torch.diag(torch.tensor([0.0, 2.0, 5.0], dtype=DOUBLE))
-        return a + a.T
-
-    agrees(lambda x: f(hermitian(x)), rand(3, 4), 2)
-
-
-def standardize(x: Any, dims: tuple[int, ...], eps: float = 1e-5) -> Any:
-    centered = x - x.mean(dims, keepdim=True)
     return centered / ((centered**2).mean(dims, keepdim=True) + eps) ** 0.5
 
 

@@ -1,12 +1,24 @@
 """The rules of all ops, by family. Importing this package registers them."""
 
-from taylorderiv.rules import bilinear, composite, constant, fallback, linalg, linear, piecewise, shape, unary
+from taylorderiv.rules import (
+    bilinear,
+    composite,
+    constant,
+    factorizations,
+    fallback,
+    linalg,
+    linear,
+    piecewise,
+    shape,
+    unary,
+)
 from taylorderiv.rules.unary import register_rule
 
 __all__ = [
     "bilinear",
     "composite",
     "constant",
+    "factorizations",
     "fallback",
     "linalg",
     "linear",
