@@ -420,6 +420,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             raise ValueError(
                 f"'{name}' got jets of different layouts: {first.coefficient_layout} and {jet.coefficient_layout}"
             )
+    named = kwargs
     if kwargs:
         kwargs = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
         if kwargs.pop("out", None) is not None:
@@ -427,7 +428,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         in_place = kwargs.pop("inplace", False) or in_place
     if in_place:
         return _in_place(func, name, rule, args, kwargs)
-    result = registry.fall_back(func, name, args, kwargs) if rule is None else rule(*args, **kwargs)
+    result = registry.fall_back(func, name, args, named) if rule is None else rule(*args, **kwargs)
     if name in _VIEWS:
         _link(result, args[0] if args else kwargs["input"])
     return result
@@ -497,11 +498,18 @@ def check_writable(target: Any, name: str) -> None:
 
 
 def check_variable(x: Any, name: str) -> None:
-    """Raise a TypeError unless ``x`` is a floating-point or complex tensor, or a jet."""
+    """Raise unless ``x`` is a dense floating-point or complex tensor, or a jet.
+
+    Raises:
+        TypeError: ``x`` isn't a tensor of floating-point or complex numbers.
+        NotImplementedError: ``x`` is sparse.
+    """
     if not isinstance(x, (Tensor, Jet)):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not (x.is_floating_point() or x.is_complex()):
         raise TypeError(f"{name} must be floating-point or complex to be differentiated, got {x.dtype}")
+    if x.layout is not torch.strided:
+        raise NotImplementedError(f"{name} is {x.layout}: Taylor coefficients are dense; use to_dense()")
 
 
 def check_like(value: Any, x: Any, name: str, other_shape: tuple[int, ...] | None = None) -> None:

@@ -34,6 +34,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "x must be a torch.Tensor, got float",
     ),
+    "sparse x": (
+        lambda: derivatives(torch.sin, X.to_sparse(), 1),
+        NotImplementedError,
+        "x is torch.sparse_coo.*to_dense",
+    ),
     "negative order": (
         lambda: derivatives(torch.sin, X, -1),
         ValueError,

@@ -146,8 +146,10 @@ def test_no_forward_mode_is_an_error_and_not_zero() -> None:
         derivatives(lambda x: F.multilabel_margin_loss(x, torch.tensor([0, 1, -1])), rand(3), 1)
 
 
-def test_a_wrong_forward_mode_is_noticed() -> None:
+def test_a_wrong_forward_mode_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     # PyTorch's forward mode of this one gives 0.
+    monkeypatch.delitem(registry._RULES, "scatter_reduce")
+    monkeypatch.setattr(registry, "_FOUND", {})
     index = torch.tensor([[0, 0, 1], [1, 0, 1]])
     with pytest.raises(NotImplementedError, match=r"scatter_reduce.*disagree"):
         derivatives(lambda x: torch.scatter_reduce(x, 0, index, x.sin(), "prod"), rand(2, 3), 1)
@@ -160,6 +162,16 @@ def test_a_result_without_derivative_is_noticed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry, "_FOUND", {})
     with pytest.raises(NotImplementedError, match=r"linalg_solve.*without derivative"):
         derivatives(lambda x: torch.linalg.solve(square(x), x.T), rand(2, 3), 2)
+
+
+def test_arguments_keep_the_names_they_were_given() -> None:
+    def total(x: torch.Tensor, *, axis: int) -> torch.Tensor:
+        if torch.overrides.has_torch_function_unary(x):
+            return torch.overrides.handle_torch_function(total, (x,), x, axis=axis)
+        return torch.cumsum(x, axis)
+
+    x = rand(2, 3)
+    torch.testing.assert_close(derivatives(lambda x: total(x, axis=1), x, 1)[0], x.cumsum(1))
 
 
 def test_nothing_is_warned() -> None:

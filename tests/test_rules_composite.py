@@ -67,6 +67,9 @@ def test_composite_op(f: Callable[[Any], Any]) -> None:
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         agrees(f, rand(3, 4, low=0.2, high=1.4))
 
+
+def standardize(x: Any, dims: tuple[int, ...], eps: float = 1e-5) -> Any:
+    centered = x - x.mean(dims, keepdim=True)
     return centered / ((centered**2).mean(dims, keepdim=True) + eps) ** 0.5
 
 
@@ -226,3 +229,72 @@ def test_distances(p: float) -> None:
 
 def test_product_with_zeros() -> None:
     agrees(lambda x: x.prod(0), torch.tensor([[0.0, 0.0, 2.0], [3.0, 0.0, 1.0], [0.5, 1.0, 0.0]], dtype=DOUBLE))
+
+
+def test_softmax_of_a_steep_function_keeps_its_digits() -> None:
+    # Where one element outweighs the others its derivatives are differences of large numbers that cancel.
+    x = torch.tensor([0.0, 40.0, -30.0], dtype=DOUBLE)
+    slope = torch.tensor([3000.0, -2000.0, 1000.0], dtype=DOUBLE)
+    got = derivatives(lambda t: (x + slope * t).softmax(0), torch.zeros((), dtype=DOUBLE), 3)
+    expected = derivatives(lambda t: torch.sigmoid(40 - 5000 * t), torch.zeros((), dtype=DOUBLE), 3)
+    for k in (1, 2, 3):
+        torch.testing.assert_close(got[k][1], expected[k], rtol=1e-9, atol=0)
+
+
+def test_running_logarithm_of_sums_far_below_the_largest() -> None:
+    x = torch.tensor([-2000.0, -2001.0, -torch.inf, 5.0], dtype=DOUBLE)
+    agreed = [torch.logsumexp(x[: i + 1], 0) for i in range(4)]
+    value, first = derivatives(lambda x: x.logcumsumexp(0), x, 1)
+    torch.testing.assert_close(value, torch.stack(agreed))
+    torch.testing.assert_close(first, torch.ones(4, dtype=DOUBLE))
+
+
+COMPLEX: dict[str, Callable[[Any], Any]] = {
+    "var": lambda z: z.var(1),
+    "std_mean": lambda z: torch.std_mean(z, 1)[0],
+    "vector_norm": lambda z: torch.linalg.vector_norm(z, 3, 1),
+    "normalize": lambda z: torch.view_as_real(F.normalize(z)),
+    "logsumexp": lambda z: torch.view_as_real(z.logsumexp(1)),
+    "logaddexp": lambda z: torch.view_as_real(torch.logaddexp(z, z.sin())),
+}
+
+
+@pytest.mark.parametrize("f", COMPLEX.values(), ids=COMPLEX)
+def test_reductions_of_complex_values(f: Callable[[Any], Any]) -> None:
+    agrees(lambda x: f(torch.complex(x, 4 * x.sin())), rand(3, 4))
+
+
+def test_running_logarithm_of_sums_of_complex_values() -> None:
+    def complex_curve(x: Any) -> Any:
+        return torch.complex(x, x.sin())
+
+    agrees(
+        lambda x: torch.view_as_real(complex_curve(x).logcumsumexp(1)),
+        rand(3, 4),
+        equivalent=lambda x: torch.view_as_real(torch.log(complex_curve(x).exp().cumsum(1))),
+    )
+
+
+def test_native_normalizations_return_their_statistics() -> None:
+    x, weight = rand(2, 6, 3), rand(6, seed=1)
+    expected = derivatives(lambda x: x.mean((0, 2)), x, 2)
+    for f in (
+        lambda x: torch.native_batch_norm(x, weight, None, None, None, True, 0.1, 1e-5),
+        lambda x: torch.ops.aten._native_batch_norm_legit.no_stats(x, weight, None, True, 0.1, 1e-5),
+        lambda x: torch.ops.aten._batch_norm_with_update(
+            x, weight, None, torch.zeros(6, dtype=DOUBLE), torch.ones(6, dtype=DOUBLE), 0.1, 1e-5
+        ),
+    ):
+        torch.testing.assert_close(derivatives(lambda x, f=f: f(x)[1], x, 2), expected)
+        batch_norm = derivatives(lambda x: F.batch_norm(x, None, None, weight, training=True), x, 2)
+        torch.testing.assert_close(derivatives(lambda x, f=f: f(x)[0], x, 2), batch_norm)
+    got = derivatives(lambda x: torch.native_group_norm(x, weight, None, 2, 6, 3, 3, 1e-5)[0], x, 2)
+    torch.testing.assert_close(got, derivatives(lambda x: F.group_norm(x, 3, weight), x, 2))
+    mean = derivatives(lambda x: torch.native_group_norm(x, weight, None, 2, 6, 3, 3, 1e-5)[1], x, 1)
+    torch.testing.assert_close(mean[1], torch.ones(2, 3, dtype=DOUBLE))
+
+
+def test_normalization_of_nothing() -> None:
+    assert derivatives(lambda x: F.group_norm(x, 2), torch.zeros(2, 4, 0), 1)[1].shape == (2, 4, 0)
+    empty = torch.zeros(0)
+    assert derivatives(lambda x: F.batch_norm(x, empty, empty), empty, 1)[1].shape == (0,)

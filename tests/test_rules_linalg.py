@@ -50,6 +50,7 @@ FACTORS: dict[str, Callable[[Any], Any]] = {
     "lu_factor_ex": lambda a: torch.linalg.lu_factor_ex(a)[0],
     "lu_unpack": lambda a: sum(torch.lu_unpack(a.sin(), torch.tensor([2, 2, 3], dtype=torch.int32))),
     "lu_solve": lambda a: torch.linalg.lu_solve(*torch.linalg.lu_factor(a), MATRIX, left=False, adjoint=True),
+    "ormqr": lambda a: torch.ormqr(a[:, :2], a[0, :2], a.sin(), False, True),
     "qr": lambda a: sum(torch.linalg.qr(a)),
     "qr_tall": lambda a: torch.linalg.qr(a[:, :2]).Q,
     "qr_wide": lambda a: torch.linalg.qr(a[:2]).R,

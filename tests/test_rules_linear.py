@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from agreement import DOUBLE, agrees, rand
 
+from taylorderiv import derivatives
+
 MATRIX = rand(4, 3, low=-1, high=1, seed=10)
 VECTOR = rand(4, low=-1, high=1, seed=11)
 TENSORDOT: Any = torch.tensordot  # its stubs lack dims as lists
@@ -265,3 +267,28 @@ def test_wrong_axis_is_an_index_error() -> None:
     for f in (lambda: x.sum(2), lambda: x.transpose(0, 2), lambda: x.unsqueeze(3), lambda: x.cumsum(-3)):
         with pytest.raises(IndexError, match="Dimension out of range"):
             f()
+
+
+def test_trapezoids_between_points_that_move() -> None:
+    x = rand(3, 4)
+    agrees(lambda x: torch.trapezoid(x.sin(), x, dim=1), x)
+    agrees(lambda x: torch.trapezoid(x.sin(), x[:, 0], dim=0), x)
+    agrees(lambda x: torch.cumulative_trapezoid(rand(3, 4, seed=1), x), x)
+    agrees(lambda x: torch.trapz(x**2, dx=0.5, dim=0), x)
+
+
+def test_no_differences_are_the_value_itself() -> None:
+    x = rand(3)
+    torch.testing.assert_close(derivatives(lambda x: torch.diff(x, 0, prepend=x), x, 1)[0], x)
+    assert derivatives(torch.diff, torch.zeros(0), 1)[1].shape == (0,)
+
+
+def test_scattering_to_one_index() -> None:
+    agrees(lambda x: torch.select_scatter(x**2, x[:, 0].sin(), 1, -1), rand(3, 4))
+    agrees(lambda x: torch.select_scatter(rand(3, 4, seed=1), x[0], 0, 2), rand(3, 4))
+
+
+def test_rolling_a_number() -> None:
+    x = rand()
+    torch.testing.assert_close(derivatives(lambda x: torch.roll(x**2, 1), x, 1), (x**2, 2 * x))
+    torch.testing.assert_close(derivatives(lambda x: torch.roll(x**2, 1, 0), x, 1), (x**2, 2 * x))

@@ -115,3 +115,45 @@ def test_comparisons_and_tests_are_plain_tensors() -> None:
     assert all(isinstance(value, torch.Tensor) for value in seen)
     assert seen[0].tolist() == [True, False]
     assert seen[-1].tolist() == [True, True]
+
+
+def test_random_slopes_are_those_that_pytorch_draws() -> None:
+    x = rand(50, low=-1.0)
+    torch.manual_seed(3)
+    expected = F.rrelu(x, training=True)
+    torch.manual_seed(3)
+    value, first = derivatives(lambda x: F.rrelu(x, training=True), x, 1)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(first, expected / x)
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("reduce", ["sum", "mean", "prod", "amax", "amin"])
+def test_reductions_of_scattered_elements(reduce: str, include_self: bool) -> None:
+    index = torch.tensor([[0, 0, 1], [1, 0, 1], [0, 2, 1]])
+    x = rand(4, 3, low=0.5, high=1.5)
+
+    def by_loops(x: Any) -> Any:
+        combine = {"mean": "sum"}.get(reduce, reduce)
+        rows = []
+        for i in range(4):
+            row = []
+            for j in range(3):
+                group = [x.sin()[k, j] for k in range(3) if index[k, j] == i]
+                group += [x[i, j]] if include_self or not group else []
+                value = getattr(torch.stack(group), combine)(0)
+                row.append(value / len(group) if reduce == "mean" else value)
+            rows.append(torch.stack(row))
+        return torch.stack(rows)
+
+    agrees(lambda x: x.scatter_reduce(0, index, x.sin(), reduce, include_self=include_self), x, equivalent=by_loops)
+    if reduce != "sum":
+        places = torch.tensor([2, 0, 2])
+        agrees(
+            lambda x: x.index_reduce(0, places, x[:3].sin(), reduce, include_self=include_self),
+            x,
+            equivalent=lambda x: x.scatter_reduce(
+                0, places[:, None].expand(3, 3), x[:3].sin(), reduce, include_self=include_self
+            ),
+            layouts=False,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,14 +34,22 @@ def _sum(x: Any, dims: tuple[int, ...], keepdim: bool = False) -> Any:
     return x.sum(dims, keepdim=keepdim) if dims else x
 
 
-# Softmax and its like. The largest element is subtracted as a constant: it cancels.
+# Softmax and its like. The largest element is subtracted with its derivatives, which cancel: where it outweighs the
+# others, no differences of large numbers are left.
 
 
 def _shifted(x: AnyJet, dims: tuple[int, ...]) -> tuple[AnyJet, Any]:
+    """``x`` minus its largest element along ``dims`` (its largest real part), and that."""
     if x.numel() == 0:
         return x, 0.0
-    largest = torch.amax(x.primal, dims, keepdim=True).detach() if dims else x.primal.detach()
-    largest = torch.where(largest.isinf(), 0.0, largest)
+    if not dims:
+        largest = x.real
+    else:
+        last = tuple(range(-len(dims), 0))
+        rows = x.real.movedim(dims, last).flatten(-len(dims))
+        shape = [1 if d in dims else size for d, size in enumerate(x.shape)]
+        largest = rows.gather(-1, rows.primal.argmax(-1, keepdim=True)).reshape(shape)
+    largest = torch.where(largest.primal.isinf(), 0.0, largest)
     return x - largest, largest
 
 
@@ -76,8 +85,10 @@ def _logsumexp(input: AnyJet, dim: Any, keepdim: bool = False) -> AnyJet:
 def _logaddexp(input: Any, other: Any) -> AnyJet:
     a, b = primals((input, other))
     # log(e^a + e^b) = a + softplus(b - a), from the larger one.
-    larger, smaller = torch.where(a >= b, input, other), torch.where(a >= b, other, input)
-    return larger + torch.log1p(torch.exp(smaller - larger))
+    first = a.real >= b.real
+    larger, smaller = torch.where(first, input, other), torch.where(first, other, input)
+    difference = torch.where((a == b) & a.isinf(), 0.0, smaller - larger)
+    return larger + torch.log1p(torch.exp(difference))
 
 
 @register("logaddexp2")
@@ -85,10 +96,26 @@ def _logaddexp2(input: Any, other: Any) -> AnyJet:
     return _logaddexp(input * math.log(2), other * math.log(2)) / math.log(2)
 
 
+def _scan(combine: Callable[[Any, Any], Any], x: AnyJet, dim: int) -> AnyJet:
+    """Elements 0 … i along ``dim`` combined, for every i: in as many steps as the logarithm of their number."""
+    if x.ndim == 0:
+        return x
+    axis = wrap_dim(dim, x.ndim)
+    length, step = x.shape[axis], 1
+    while step < length:
+        combined = combine(x.narrow(axis, step, length - step), x.narrow(axis, 0, length - step))
+        x = torch.cat([x.narrow(axis, 0, step), combined], axis)
+        step *= 2
+    return x
+
+
 @register("logcumsumexp")
 def _logcumsumexp(input: AnyJet, dim: int) -> AnyJet:
-    shifted, largest = _shifted(input, _dims(dim, input.ndim))
-    return torch.log(torch.cumsum(torch.exp(shifted), dim)) + largest
+    if (
+        input.is_complex() and input.numel() > 1
+    ):  # One after the other: which branch of the logarithm it is depends on the order.
+        return torch.stack(list(itertools.accumulate(input.unbind(dim), _logaddexp)), dim)
+    return _scan(_logaddexp, input, dim)
 
 
 # Variance.
@@ -100,11 +127,15 @@ def _correction(unbiased: bool | None, correction: Any) -> float:
     return 1 if unbiased is None else int(unbiased)
 
 
+def _squared_modulus(x: AnyJet) -> AnyJet:
+    return torch.square(x.real) + torch.square(x.imag) if x.is_complex() else torch.square(x)
+
+
 def _mean_and_variance(input: AnyJet, dims: tuple[int, ...], keepdim: bool, correction: float) -> tuple[AnyJet, AnyJet]:
     count = math.prod(input.shape[d] for d in dims)
     mean = input.mean(dims, keepdim=True) if dims else input
     # max(): as in PyTorch, too few elements give a division by 0.
-    variance = _sum(torch.square(input - mean), dims, keepdim) / max(count - correction, 0)
+    variance = _sum(_squared_modulus(input - mean), dims, keepdim) / max(count - correction, 0)
     return mean if keepdim or not dims else mean.squeeze(dims), variance
 
 
@@ -137,9 +168,9 @@ def _root(square: AnyJet) -> AnyJet:
 
 def _vector_norm(x: AnyJet, order: float, dims: tuple[int, ...], keepdim: bool) -> Any:
     if order == 0:
-        return _sum((x.primal != 0).to(x.dtype), dims, keepdim)
+        return _sum((x.primal != 0).to(x.dtype.to_real()), dims, keepdim)
     if x.is_complex():
-        x = _root(torch.square(x.real) + torch.square(x.imag)) if order != 2 else x
+        x = _root(_squared_modulus(x)) if order != 2 else x
     if order == math.inf:
         return x.abs().amax(dims, keepdim=keepdim)
     if order == -math.inf:
@@ -147,8 +178,7 @@ def _vector_norm(x: AnyJet, order: float, dims: tuple[int, ...], keepdim: bool) 
     if order == 1:
         return _sum(x.abs(), dims, keepdim)
     if order == 2:
-        squares = torch.square(x.real) + torch.square(x.imag) if x.is_complex() else torch.square(x)
-        return _root(_sum(squares, dims, keepdim))
+        return _root(_sum(_squared_modulus(x), dims, keepdim))
     powers = _sum(torch.pow(x.abs(), order), dims, keepdim)
     zero = powers.primal == 0
     return torch.where(zero, 0.0, torch.pow(torch.where(zero, 1.0, powers), 1 / order))
@@ -268,16 +298,7 @@ def _prod(input: AnyJet, dim: int | None = None, keepdim: bool = False, *, dtype
 
 @register("cumprod")
 def _cumprod(input: AnyJet, dim: int, *, dtype: torch.dtype | None = None) -> AnyJet:
-    x = cast(input, dtype)
-    if x.ndim == 0:
-        return x
-    axis = wrap_dim(dim, x.ndim)
-    length, step = x.shape[axis], 1
-    while step < length:
-        products = x.narrow(axis, step, length - step) * x.narrow(axis, 0, length - step)
-        x = torch.cat([x.narrow(axis, 0, step), products], axis)
-        step *= 2
-    return x
+    return _scan(torch.mul, cast(input, dtype), dim)
 
 
 @register("linalg_matrix_power", "matrix_power")
@@ -362,9 +383,17 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
-    grouped = input.reshape(input.shape[0], num_groups, -1)
+    grouped = input.reshape(input.shape[0], num_groups, math.prod(input.shape[1:]) // num_groups)
     normalized = _standardized(_upcast_half(grouped), (2,), eps).to(input.dtype).reshape(input.shape)
     return _affine(normalized, weight, bias, (1, -1, *[1] * (input.ndim - 2)))
+
+
+@register("native_group_norm")
+def _native_group_norm(
+    input: AnyJet, weight: Any, bias: Any, N: int, C: int, HxW: int, group: int, eps: float
+) -> tuple[Any, ...]:
+    mean, variance = _mean_and_variance(input.reshape(N, group, C // group * HxW), (2,), False, 0)
+    return _group_norm(input, group, weight, bias, eps), mean, torch.rsqrt(variance + eps)
 
 
 def _batch_norm(
@@ -377,7 +406,7 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> Any:
-    shape = (1, -1, *[1] * (input.ndim - 2))
+    shape = [-1 if d == min(1, input.ndim - 1) else 1 for d in range(input.ndim)]
     if training:
         dims = (0, *range(2, input.ndim))
         if running_mean is not None:
@@ -418,6 +447,30 @@ def _aten_batch_norm(
     cudnn_enabled: bool = True,
 ) -> Any:
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _statistics(input: AnyJet, eps: float) -> tuple[AnyJet, AnyJet]:
+    """The mean of each channel, and the inverse of its standard deviation."""
+    mean, variance = _mean_and_variance(_upcast_half(input), (0, *range(2, input.ndim)), False, 0)
+    return mean, torch.rsqrt(variance + eps)
+
+
+@register("native_batch_norm", "_native_batch_norm_legit")
+def _native_batch_norm(input: Any, weight: Any, bias: Any, *rest: Any) -> tuple[Any, ...]:
+    # The variant without running statistics leaves these arguments out.
+    running_mean, running_var, training, momentum, eps = rest if len(rest) == 5 else (None, None, *rest)
+    result = _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    empty = torch.empty(0, dtype=input.dtype, device=input.device)
+    return result, *(_statistics(input, eps) if training else (empty, empty))
+
+
+@register("_batch_norm_with_update")
+def _batch_norm_with_update(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
+) -> tuple[Any, ...]:
+    result = _batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+    reserve = torch.empty(0, dtype=torch.uint8, device=input.device)
+    return result, *_statistics(input, eps), reserve
 
 
 @register(F.instance_norm)
@@ -512,7 +565,7 @@ def _tanhshrink(input: AnyJet) -> AnyJet:
 @register("abs", "absolute")
 def _abs(input: AnyJet) -> AnyJet:
     if input.is_complex():
-        return _root(torch.square(input.real) + torch.square(input.imag))
+        return _root(_squared_modulus(input))
     return apply_unary("abs", input)
 
 

@@ -218,6 +218,19 @@ def _old_qr(input: AnyJet, some: bool = True) -> Any:
     return return_types.qr(_qr_of(input, "reduced" if some else "complete"))
 
 
+@register("ormqr")
+def _ormqr(input: Any, tau: Any, other: Any, left: bool = True, transpose: bool = False) -> AnyJet:
+    # The product of the reflections I - τ v vᴴ, one for each column v of the lower triangle.
+    count = tau.shape[-1]
+    vectors = input[..., :count].tril(-1) + torch.eye(input.shape[-2], count, dtype=input.dtype, device=input.device)
+    for i in range(count) if left == transpose else reversed(range(count)):
+        vector, factor = vectors[..., i : i + 1], tau[..., i : i + 1].unsqueeze(-1)
+        factor = factor.conj() if transpose else factor
+        projection = vector @ (vector.mH @ other) if left else (other @ vector) @ vector.mH
+        other = other - factor * projection
+    return other
+
+
 # Singular values.
 
 

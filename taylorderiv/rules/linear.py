@@ -109,12 +109,34 @@ def _cumsum(input: AnyJet, dim: int, *, dtype: torch.dtype | None = None) -> Any
 
 @register("diff")
 def _diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
-    joined = [part for part in (prepend, input, append) if part is not None]
+    joined = [part for part in (prepend, input, append) if part is not None and n > 0]
     result = torch.cat(joined, dim) if len(joined) > 1 else input
     for _ in range(n):
-        length = result.shape[dim] - 1
-        result = result.narrow(dim, 1, max(length, 0)) - result.narrow(dim, 0, max(length, 0))
+        length = max(result.shape[dim] - 1, 0)
+        result = result.narrow(dim, min(1, result.shape[dim]), length) - result.narrow(dim, 0, length)
     return result
+
+
+def _panels(y: Any, x: Any, dx: float, dim: int) -> AnyJet:
+    """The areas between neighbouring points."""
+    axis = wrap_dim(dim, y.ndim)
+    length = max(y.shape[axis] - 1, 0)
+    steps: Any = dx
+    if x is not None and x.ndim == 1:
+        steps = _diff(x).reshape([-1, *[1] * (y.ndim - 1 - axis)])
+    elif x is not None:
+        steps = _diff(x, dim=axis - y.ndim)
+    return (y.narrow(axis, min(1, y.shape[axis]), length) + y.narrow(axis, 0, length)) * steps * 0.5
+
+
+@register("trapezoid", "trapz")
+def _trapezoid(y: Any, x: Any = None, *, dx: float = 1, dim: int = -1) -> AnyJet:
+    return _panels(y, x, dx, dim).sum(dim)
+
+
+@register("cumulative_trapezoid")
+def _cumulative_trapezoid(y: Any, x: Any = None, *, dx: float = 1, dim: int = -1) -> AnyJet:
+    return _panels(y, x, dx, dim).cumsum(dim)
 
 
 # Affine maps. `addmm` and its like are in bilinear.py.
@@ -183,7 +205,6 @@ def _aten_convolution(input: Any, weight: Any, bias: Any, *args: Any) -> AnyJet:
 # Linear functions of their first argument: nothing more to say about them.
 
 _LINEAR_IN_FIRST = (
-    torch.roll,
     torch.rot90,
     torch.flip,
     torch.fliplr,
@@ -233,9 +254,6 @@ _LINEAR_IN_FIRST = (
     torch.ops.aten.upsample_bicubic2d,
     torch.ops.aten.upsample_trilinear3d,
     torch.gradient,
-    torch.trapezoid,
-    torch.trapz,
-    torch.cumulative_trapezoid,
     torch.fft.fft,
     torch.fft.ifft,
     torch.fft.rfft,
@@ -289,7 +307,6 @@ _LINEAR_IN_SEVERAL: dict[Callable[..., Any], tuple[int, ...]] = {
     torch.index_add: (0, 3),
     torch.index_copy: (0, 3),
     torch.slice_scatter: (0, 1),
-    torch.select_scatter: (0, 1),
     torch.diagonal_scatter: (0, 1),
     torch.index_fill: (0, 3),
 }
@@ -320,7 +337,6 @@ _SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
     torch.index_copy: ("input", "dim", "index", "source"),
     torch.index_fill: ("input", "dim", "index", "value"),
     torch.slice_scatter: ("input", "src"),
-    torch.select_scatter: ("input", "src"),
     torch.diagonal_scatter: ("input", "src"),
 }
 
@@ -328,12 +344,31 @@ for _func, _places in _LINEAR_IN_SEVERAL.items():
     register(_func)(_jointly_linear_rule(_func, _places))
 
 
+# torch.vmap gets these two wrong: the first for 0-dimensional values, the second in its gradient.
+
+
+@register("roll")
+def _roll(input: AnyJet, shifts: Any, dims: Any = ()) -> AnyJet:
+    if input.ndim == 0:
+        return input.clone()
+    if dims in ((), None):
+        return input.with_coefficients(input.coefficients.flatten(1).roll(shifts, 1).reshape(input.coefficients.shape))
+    return input.with_coefficients(input.coefficients.roll(shifts, shift_dims(dims, input.ndim)))
+
+
+@register("select_scatter")
+def _select_scatter(input: Any, src: Any, dim: int, index: int) -> AnyJet:
+    (base, source), like = lift((input, cast(src, input.dtype)))
+    axis = wrap_dim(dim, input.ndim) + 1
+    return like.with_coefficients(torch.select_scatter(base.coefficients, source.coefficients, axis, index))
+
+
 @register("index_put", "_index_put_impl", "_unsafe_index_put")
 def _index_put(
     input: Any, indices: Sequence[Any], values: Any, accumulate: bool = False, unsafe: bool = False
 ) -> AnyJet:
     (base, values), _ = lift((input, cast(values, input.dtype)))
-    return coefficientwise(lambda b, v: torch.index_put(b, tuple(indices), v, accumulate), base, values)
+    return coefficientwise(lambda b, v: torch.ops.aten.index_put(b, indices, v, accumulate), base, values)
 
 
 @register("constant_pad_nd", "nn.functional.pad", "pad")

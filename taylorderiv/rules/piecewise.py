@@ -21,6 +21,7 @@ from taylorderiv.rules.engine import (
     promote,
     shift_dims,
     with_primal,
+    wrap_dim,
 )
 
 
@@ -232,6 +233,42 @@ def _cummin(input: AnyJet, dim: int) -> ValuesIndices:
     return ValuesIndices(input.gather(dim, indices), indices)
 
 
+# Reductions of the elements that are sent to one place.
+
+
+@register("scatter_reduce")
+def _scatter_reduce(input: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> AnyJet:
+    if index.ndim == 0:
+        input, index, src = (value.reshape(1) for value in (input, index, src))
+        return _scatter_reduce(input, 0, index, src, reduce, include_self=include_self).reshape(())
+    src = src[tuple(slice(n) for n in index.shape)]
+    x, y = primals((input, src))
+    ones = torch.ones_like(y)
+    counted = torch.ones_like(x) if include_self else torch.scatter(torch.ones_like(x), dim, index, 0)
+    if reduce == "prod":
+        product = torch.where(counted != 0, input, 1.0)
+        for i in range(index.shape[dim]):
+            places = index.narrow(dim, i, 1)
+            product = torch.scatter(product, dim, places, product.gather(dim, places) * src.narrow(dim, i, 1))
+        return product
+    if reduce in ("amax", "amin"):  # Ties share it, as in PyTorch.
+        value = torch.scatter_reduce(x, dim, index, y, reduce, include_self=include_self)
+        counted = counted * (x == value)
+        ones = (y == value.gather(dim, index)).to(y.dtype)
+    total = torch.scatter_add(torch.where(counted != 0, input, 0.0), dim, index, torch.where(ones != 0, src, 0.0))
+    if reduce == "sum":
+        return total
+    mean = total / torch.scatter_add(counted, dim, index, ones)
+    return mean if reduce == "mean" else with_primal(mean, value)
+
+
+@register("index_reduce")
+def _index_reduce(input: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> AnyJet:
+    shape = [-1 if d == wrap_dim(dim, source.ndim) else 1 for d in range(source.ndim)]
+    places = index.reshape(shape).expand(source.shape)
+    return torch.scatter_reduce(input, dim, places, source, reduce, include_self=include_self)
+
+
 # Activations that aren't in the table of unary ops.
 
 
@@ -266,8 +303,12 @@ def _rrelu(
     input: AnyJet, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
 ) -> AnyJet:
     x = plain(input)
-    slope = torch.empty_like(x).uniform_(lower, upper, generator=generator) if training else (lower + upper) / 2
-    return torch.where(x >= 0, input, slope * input)
+    if not training:
+        return torch.where(x >= 0, input, (lower + upper) / 2 * input)
+    slope = torch.ones_like(x)
+    with torch.no_grad():
+        torch.ops.aten.rrelu_with_noise(x, slope, lower, upper, True, generator)  # PyTorch's own random numbers
+    return slope * input
 
 
 @register("hardsigmoid", F.hardsigmoid)
