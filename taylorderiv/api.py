@@ -60,7 +60,10 @@ def _derivatives(y: Any, order: int, level: Level) -> tuple[Any, ...]:
     if not (isinstance(y, Jet) and y.level == level):  # It doesn't depend on the variables.
         value: Any = y
         return (y, *[torch.zeros_like(value) for _ in range(order)])
-    return tuple(y.derivative(k) for k in range(order + 1))
+    factors = [float(math.factorial(k)) for k in range(order + 1)]
+    c = y.coefficients
+    scale = torch.tensor(factors, dtype=torch.promote_types(c.dtype, torch.float32), device=c.device)
+    return (c * scale.reshape(-1, *[1] * (c.ndim - 1))).to(c.dtype).unbind(0)
 
 
 def jet(

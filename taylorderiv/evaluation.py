@@ -161,7 +161,8 @@ def _read(plan: Plan, coefficients: Any, value: Any) -> Any:
         reads = tuple(tuple((i, factor) for i, factor in terms if i == 0) for terms in reads)
     if isinstance(coefficients, Jet) or sum(map(len, reads)) <= _MANY_TERMS:
         zero: Any = torch.zeros_like(value) if not all(reads) else None
-        return torch.stack([_combine(coefficients, terms) if terms else zero for terms in reads])
+        parts = coefficients.unbind(0)  # once: the gradient of each indexing would be as large as all of them
+        return torch.stack([_combine(parts, terms) if terms else zero for terms in reads])
     triples = [(q, i, factor) for q, terms in enumerate(reads) for i, factor in terms]
     quantities, indices, factors = map(list, zip(*triples, strict=True))
     scale = torch.tensor(factors, dtype=value.dtype, device=value.device)

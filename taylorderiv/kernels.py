@@ -177,19 +177,19 @@ def chain(
         The coefficients ``(C, N, out of the last layer)``.
     """
     none = x.new_empty(0)
-    tensors = (x, higher, *weights, *biases)
-    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    result, _ = torch.ops.taylorderiv.chain(
+    tensors = [
         x.contiguous(),
         none if higher is None else higher.contiguous(),
-        [weight.contiguous() for weight in weights],
-        [none if bias is None else bias.contiguous() for bias in biases],
-        [op or "" for op in ops],
-        [param for layer in params for param in layer],
-        *_structure(layout),
-        differentiated and _saving_pays(weights),
-    )
-    return result
+        *[weight.contiguous() for weight in weights],
+        *[none if bias is None else bias.contiguous() for bias in biases],
+    ]
+    rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Chain.apply(_saving_pays(weights), rest, *tensors)
+    x, higher, *parameters = tensors
+    return torch.ops.taylorderiv.chain(x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, False)[
+        0
+    ]
 
 
 def _saving_pays(weights: Sequence[Tensor]) -> bool:
@@ -383,33 +383,37 @@ def _chain_backward_fake(
     return [x_gradient, sums, *map(torch.empty_like, [*weights, *biases])]
 
 
-def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, higher, weights, biases, *rest, _ = inputs
-    ctx.rest = rest
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, higher, output[1], *weights, *biases)
+class _Chain(torch.autograd.Function):
+    """The gradient; faster than one registered with the dispatcher, which only compilers and torch.func want."""
 
+    @staticmethod
+    def forward(ctx: Any, save: bool, rest: tuple[Any, ...], *tensors: Tensor) -> Tensor:
+        x, higher, *parameters = tensors
+        count = len(parameters) // 2
+        result, saved = torch.ops.taylorderiv.chain(x, higher, parameters[:count], parameters[count:], *rest, save)
+        ctx.rest = rest
+        ctx.save_for_backward(saved, *tensors)
+        return result
 
-def _chain_gradient(ctx: Any, grad: Tensor, _: Tensor) -> Any:
-    x, higher, saved, *parameters = ctx.saved_tensors
-    count = len(parameters) // 2
-    weights, biases = parameters[:count], parameters[count:]
-    if torch.is_grad_enabled():
-        gradients = _chain_differentiable_gradient(grad, x, higher, weights, biases, *ctx.rest)
-    else:
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        saved, x, higher, *parameters = ctx.saved_tensors
+        count = len(parameters) // 2
+        weights, biases = parameters[:count], parameters[count:]
+        if torch.is_grad_enabled():
+            return None, None, *_chain_differentiable_gradient(grad, x, higher, weights, biases, *ctx.rest)
+        needs_x, needs_higher = ctx.needs_input_grad[2:4]
         gradients = torch.ops.taylorderiv.chain_backward(
-            grad.contiguous(), x, higher, saved, weights, biases, *ctx.rest, ctx.needs_input_grad[0]
+            grad.contiguous(), x, higher, saved, weights, biases, *ctx.rest, needs_x
         )
         if higher.numel():  # through the first layer's weight
-            sums, weight = gradients[1], weights[0]
-            gradients[2].addmm_(sums.T, higher)
-            gradients[1] = sums @ weight if ctx.needs_input_grad[1] else None
-    x_gradient, higher_gradient = (
-        gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad[:2], strict=False)
-    )
-    # PyTorch wants the structure of the inputs back, in which an empty list counts as a list of tensors.
-    rest = [[] if value == [] else None for value in ctx.rest]
-    return x_gradient, higher_gradient, list(gradients[2 : 2 + count]), list(gradients[2 + count :]), *rest, None
+            gradients[2].addmm_(gradients[1].T, higher)
+            gradients[1] = gradients[1] @ weights[0] if needs_higher else None
+        return (
+            None,
+            None,
+            *(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[2:], strict=True)),
+        )
 
 
 def _chain_differentiable_gradient(
@@ -444,4 +448,3 @@ def _chain_differentiable_gradient(
 
 torch.library.register_fake("taylorderiv::chain", _chain_fake)
 torch.library.register_fake("taylorderiv::chain_backward", _chain_backward_fake)
-torch.library.register_autograd("taylorderiv::chain", _chain_gradient, setup_context=_chain_setup)
