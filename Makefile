@@ -2,7 +2,7 @@
 #
 #   make demo        derivatives of sin, three trainings, a picture and a table in demo/
 #   make test        the whole test suite; T="-k tanh" passes options to pytest
-#   make bench       timings on this machine
+#   make bench       the short suite of benchmarks, some minutes; B="--resume" passes options to benchmarks/run.py
 #   make lint        ruff and clang-format, checking only;  make format  rewrites
 #   make typecheck   pyright
 #   make cuda-check  compile every CUDA source; needs nvcc, needs no GPU
@@ -13,6 +13,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 T ?=
+B ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -35,7 +36,7 @@ test: $(VENV)/.installed-test
 	$(RUN) -m pytest $(T)
 
 bench: $(VENV)/.installed-test
-	$(RUN) benchmarks/network.py
+	$(RUN) benchmarks/run.py $(B)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

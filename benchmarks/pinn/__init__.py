@@ -1,0 +1,1 @@
+"""Benchmark of losses with high-order derivatives: see ``benchmarks/README.md``."""

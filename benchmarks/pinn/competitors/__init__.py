@@ -1,0 +1,100 @@
+"""Who is measured. Each module's ``build(problem)`` returns a function of no arguments that is one training step.
+
+A step returns the loss and the gradients for weights and biases in turn (none where the case asks for the loss
+alone), as arrays, computed to the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pinn.workloads import Workload
+
+if TYPE_CHECKING:
+    from pinn.problem import Problem
+
+Step = Callable[[], tuple[Any, Sequence[Any]]]
+
+
+class CannotError(Exception):
+    """Why a competitor can't do a case, for the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Competitor:
+    """A way to compute the quantities of a workload.
+
+    Attributes:
+        name: as given on the command line.
+        title: as shown in tables.
+        module: in this package.
+        applies: whether a workload is of its kind; whether it can do it, it must say itself.
+        checked: whether its loss and gradient are compared with the reference.
+        timed: whether it's timed and its memory measured.
+        option: passed to ``build``, where a module serves several competitors.
+    """
+
+    name: str
+    title: str
+    module: str
+    applies: Callable[[Workload], bool] = lambda workload: True
+    checked: bool = True
+    timed: bool = True
+    option: str | None = None
+
+    def build(self, problem: Problem) -> Step:
+        """Prepare a case.
+
+        Raises:
+            ImportError: its package isn't installed.
+            CannotError: it can't do the case.
+        """
+        module = importlib.import_module(f"{__name__}.{self.module}")
+        return module.build(problem) if self.option is None else module.build(problem, self.option)
+
+
+def laplacian_only(workload: Workload) -> bool:
+    """Whether a workload is about a Laplacian of many variables, exact."""
+    return workload.quantities == ("laplacian",)
+
+
+def operator_only(workload: Workload) -> bool:
+    """Whether a workload needs one sum of derivatives only, which can be propagated collapsed."""
+    return len(workload.quantities) == 1 and not workload.partials
+
+
+OURS = "taylorderiv"
+FLOOR = "floor"
+
+_ALL = (
+    Competitor(OURS, "taylorderiv", "taylorderiv_jets"),
+    Competitor(FLOOR, "floor: the matrix products alone", "floor", checked=False),
+    Competitor("nested-autograd", "nested autograd.grad", "nested_autograd"),
+    Competitor("nested-jvp", "nested torch.func.jvp", "nested_jvp"),
+    Competitor("compiled", "hand-written jets, torch.compile", "handwritten"),
+    Competitor("jet-for-pytorch", "jet-for-pytorch", "jet_for_pytorch", option="standard"),
+    Competitor(
+        "jet-for-pytorch-collapsed",
+        "jet-for-pytorch, collapsed",
+        "jet_for_pytorch",
+        applies=operator_only,
+        option="collapsed",
+    ),
+    Competitor("jax-jet", "JAX jet + jit", "jax_jet"),
+    Competitor("jax-nested", "JAX nested jvp + jit", "jax_nested"),
+    Competitor("folx", "folx + jit", "folx_laplacian", applies=laplacian_only),
+    Competitor(
+        "taylorderiv-uncollapsed",
+        "taylorderiv, not collapsed",
+        "taylorderiv_jets",
+        applies=laplacian_only,
+        option="uncollapsed",
+    ),
+    Competitor("hessian-trace", "vmapped torch.func.hessian", "hessian_trace", applies=laplacian_only),
+    Competitor("finite-differences", "finite differences", "finite_differences", checked=False, timed=False),
+)
+
+COMPETITORS: Mapping[str, Competitor] = {competitor.name: competitor for competitor in _ALL}

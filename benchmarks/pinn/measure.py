@@ -1,0 +1,133 @@
+"""Measuring a case: all its competitors are prepared, then they take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pinn.cases import Case
+from pinn.competitors import COMPETITORS, OURS
+from pinn.process import Worker, WorkerError
+from pinn.results import CANNOT, OK, Row
+
+LEAST_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        directory: for references and logs.
+        threads: processors for each worker.
+        timeout: seconds for one request to a worker, such as preparing a case.
+        memory: bytes a worker may allocate.
+        rounds: how often a competitor is timed.
+        seconds: how long it's timed in a round; at least one step.
+        budget: seconds in all rounds together, after which a slow competitor sits rounds out; three are the least.
+        pythons: interpreters of competitors that don't run in this one.
+        report: told what is being done.
+    """
+
+    directory: Path
+    threads: int
+    timeout: float
+    memory: int
+    rounds: int = 9
+    seconds: float = 0.2
+    budget: float = 12.0
+    pythons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    report: Callable[[str], None] = lambda text: None
+
+    def worker(self, case: Case, competitor: str) -> Worker:
+        """A process for a competitor, which logs to a file of its own."""
+        logs = self.directory / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        python = self.pythons.get(competitor, sys.executable)
+        return Worker(logs / f"{case.slug}_{competitor}.log", threads=self.threads, memory=self.memory, python=python)
+
+    def rounds_of(self, step: float) -> int:
+        """How many rounds a competitor takes part in whose step takes this many seconds."""
+        affordable = int(self.budget / (step + max(self.seconds, step)))
+        return min(self.rounds, max(affordable, LEAST_ROUNDS))
+
+
+def measure(case: Case, competitors: Sequence[str], settings: Settings) -> Iterator[Row]:
+    """A row for each competitor: first of those that can't, then of the others."""
+    try:
+        path = _solved(case, settings)
+    except WorkerError as error:
+        yield from (Row(case, name, CANNOT, f"no reference to compare with: {error}") for name in competitors)
+        return
+    # Workers are ended before the pool waits for the threads that wait for them.
+    with ThreadPoolExecutor(max_workers=settings.threads) as pool, contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(settings.worker(case, name)) for name in competitors}
+
+        def prepare(name: str) -> dict[str, Any] | WorkerError:
+            settings.report(f"{name}: preparing")
+            try:
+                request = {"name": name, "case": case.to_json(), "path": str(path)}
+                return workers[name].request("prepare", timeout=settings.timeout, **request)
+            except WorkerError as error:
+                return error
+
+        rows: dict[str, Row] = {}
+        steps: dict[str, float] = {}
+        for name, answer in zip(competitors, pool.map(prepare, competitors), strict=True):
+            if isinstance(answer, WorkerError):
+                yield Row(case, name, CANNOT, str(answer))
+                continue
+            steps[name] = answer.pop("seconds")
+            rows[name] = Row(case, name, OK, **answer)
+            if not COMPETITORS[name].timed:
+                yield rows.pop(name)
+        yield from _time(rows, steps, workers, settings)
+
+
+def _solved(case: Case, settings: Settings) -> Path:
+    """The file of a case's problem and reference; made if it isn't there."""
+    path = (settings.directory / "problems" / f"{case.slug}.npz").resolve()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings.report("computing the reference")
+        with settings.worker(case, OURS) as worker:
+            worker.request("solve", timeout=settings.timeout, case=case.to_json(), path=str(path))
+    return path
+
+
+def _time(
+    rows: dict[str, Row], steps: Mapping[str, float], workers: Mapping[str, Worker], settings: Settings
+) -> Iterator[Row]:
+    """Fill in times and memory. While one runs, the others wait."""
+    failed: dict[str, str] = {}
+
+    def ask(name: str, do: str, **arguments: Any) -> Any:
+        settings.report(f"{name}: {do}")
+        try:
+            return workers[name].request(do, timeout=settings.timeout, **arguments)
+        except WorkerError as error:
+            failed[name] = str(error)
+            return None
+
+    names = list(rows)
+    for i in range(settings.rounds):
+        for name in names[i % max(len(names), 1) :] + names[: i % max(len(names), 1)]:
+            count = settings.rounds_of(steps[name])
+            if name in failed or i * count % settings.rounds >= count:
+                continue
+            times = ask(name, "time", seconds=settings.seconds)
+            if times is not None:
+                rows[name].times.append(statistics.median(times))
+                rows[name].steps += len(times)
+    for name, row in rows.items():
+        if name not in failed:
+            row.memory = ask(name, "memory")
+        if name in failed:
+            row = Row(row.case, name, CANNOT, failed[name])
+        yield row
