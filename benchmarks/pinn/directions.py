@@ -59,11 +59,10 @@ def directions(workload: Workload, random: np.ndarray | None) -> Directions:
     def needed_all(rows: np.ndarray, order: int, factor: float) -> Reads:
         return [(needed(tuple(row), order), order, factor) for row in rows.tolist()]
 
-    axes = np.eye(workload.dimension)
     reads: dict[str, Reads] = {}
     for name in workload.quantities:
         if name == "laplacian":
-            reads[name] = needed_all(axes, 2, 1.0)
+            reads[name] = needed_all(np.eye(workload.dimension), 2, 1.0)
         elif name == "bilaplacian":
             angles = np.arange(3) * math.pi / 3
             reads[name] = needed_all(np.stack([np.cos(angles), np.sin(angles)], axis=1), 4, 8 / 9)
@@ -72,7 +71,7 @@ def directions(workload: Workload, random: np.ndarray | None) -> Directions:
             reads[name] = needed_all(random, 2, 1 / len(random))
         else:
             letters = sorted(set(name))
-            along = [axes[str(workload.variables).index(letter)] for letter in letters]
+            along = [np.eye(workload.dimension)[str(workload.variables).index(letter)] for letter in letters]
             if len(letters) == 1:
                 reads[name] = needed_all(np.stack(along), len(name), 1.0)
             elif sorted(map(name.count, letters)) == [2, 2]:

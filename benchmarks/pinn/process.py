@@ -42,7 +42,7 @@ class Worker:
         }
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [python, "-m", "pinn.worker", str(threads), str(memory)],
+                [python, "-P", "-m", "pinn.worker", str(threads), str(memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pinn.workloads import Workload
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from pinn.problem import Problem
 
 Step = Callable[[], tuple[Any, Sequence[Any]]]
-
-
-class CannotError(Exception):
-    """Why a competitor can't do a case, for the table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +28,8 @@ class Competitor:
         title: as shown in tables.
         module: in this package.
         applies: whether a workload is of its kind; whether it can do it, it must say itself.
-        checked: whether its loss and gradient are compared with the reference.
-        timed: whether it's timed and its memory measured.
+        role: whether it computes the loss and its gradient exactly, or approximately (then only its error is of
+            interest), or is a bound on the time and computes nothing.
         option: passed to ``build``, where a module serves several competitors.
     """
 
@@ -41,8 +37,7 @@ class Competitor:
     title: str
     module: str
     applies: Callable[[Workload], bool] = lambda workload: True
-    checked: bool = True
-    timed: bool = True
+    role: Literal["exact", "approximate", "bound"] = "exact"
     option: str | None = None
 
     def build(self, problem: Problem) -> Step:
@@ -50,7 +45,7 @@ class Competitor:
 
         Raises:
             ImportError: its package isn't installed.
-            CannotError: it can't do the case.
+            Exception: it can't do the case.
         """
         module = importlib.import_module(f"{__name__}.{self.module}")
         return module.build(problem) if self.option is None else module.build(problem, self.option)
@@ -71,7 +66,7 @@ FLOOR = "floor"
 
 _ALL = (
     Competitor(OURS, "taylorderiv", "taylorderiv_jets"),
-    Competitor(FLOOR, "floor: the matrix products alone", "floor", checked=False),
+    Competitor(FLOOR, "floor: the matrix products alone", "floor", role="bound"),
     Competitor("nested-autograd", "nested autograd.grad", "nested_autograd"),
     Competitor("nested-jvp", "nested torch.func.jvp", "nested_jvp"),
     Competitor("compiled", "hand-written jets, torch.compile", "handwritten"),
@@ -94,7 +89,7 @@ _ALL = (
         option="uncollapsed",
     ),
     Competitor("hessian-trace", "vmapped torch.func.hessian", "hessian_trace", applies=laplacian_only),
-    Competitor("finite-differences", "finite differences", "finite_differences", checked=False, timed=False),
+    Competitor("finite-differences", "finite differences", "finite_differences", role="approximate"),
 )
 
 COMPETITORS: Mapping[str, Competitor] = {competitor.name: competitor for competitor in _ALL}
