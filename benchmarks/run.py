@@ -121,6 +121,7 @@ def main() -> int:
         return 0
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
+    machine = machine_facts()
     journal = Journal(output / "results.jsonl")
     if not options.resume:
         set_aside(output)
@@ -143,7 +144,7 @@ def main() -> int:
             sys.exit(f"taylorderiv can't be measured: {error}")
         except KeyboardInterrupt:
             sys.exit(f"\nInterrupted. {len(results)} rows are kept; go on with --resume.")
-    facts = {**machine_facts(), "threads": options.threads, **library}
+    facts = {**machine, "threads": options.threads, **library}
     print(write(results, facts, output))
     return 0
 

@@ -12,7 +12,6 @@ from pinn.workloads import WORKLOADS, Workload
 ACTIVATIONS = ("tanh", "sin", "silu")
 DTYPES = ("float32", "float64")
 WIDTHS = (32, 64, 128, 256)
-BATCHES = (256, 1024, 4096, 16_384, 65_536)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def full() -> Iterator[Case]:
             continue
         yield from (usual(name, activation=activation) for activation in ACTIVATIONS)
         yield from (usual(name, width=width) for width in WIDTHS)
-        yield from (usual(name, batch=batch) for batch in BATCHES)
+        yield from (usual(name, batch=batch) for batch in workload.batches)
 
 
 def product(

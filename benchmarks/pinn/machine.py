@@ -11,7 +11,7 @@ from typing import Any
 
 
 def machine_facts() -> dict[str, Any]:
-    """The processor and its memory; nothing that tells whose machine it is."""
+    """The processor and its memory, and how busy it is; nothing that tells whose machine it is."""
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     memory = Path("/proc/meminfo").read_text().splitlines()
     names = [line.split(":", 1)[1].strip() for line in cpu if line.startswith("model name")]
@@ -25,6 +25,7 @@ def machine_facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "caches": {f"L{cache['level']} {cache['type']}": cache["size"] for cache in caches},
         "memory_gib": round(total / 2**20, 1),
+        "load_before": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import statistics
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from pinn.process import Worker, WorkerError
 from pinn.results import CANNOT, OK, Row
 
 LEAST_ROUNDS = 3
+LONG = 1.0  # seconds of a step that needs no warming up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +71,28 @@ def measure(case: Case, competitors: Sequence[str], settings: Settings) -> Itera
     with ThreadPoolExecutor(max_workers=settings.threads) as pool, contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(settings.worker(case, name)) for name in competitors}
 
-        def prepare(name: str) -> dict[str, Any] | WorkerError:
-            settings.report(f"{name}: preparing")
+        def load(name: str) -> dict[str, str] | WorkerError:
             try:
-                request = {"name": name, "case": case.to_json(), "path": str(path)}
-                return workers[name].request("prepare", timeout=settings.timeout, **request)
+                return workers[name].request("load", timeout=settings.timeout, name=name)
             except WorkerError as error:
                 return error
 
         rows: dict[str, Row] = {}
         steps: dict[str, float] = {}
-        for name, answer in zip(competitors, pool.map(prepare, competitors), strict=True):
-            if isinstance(answer, WorkerError):
-                yield Row(case, name, CANNOT, str(answer))
+        settings.report("loading")
+        # Loading takes little memory, so several do it at once; what follows may take all there is.
+        for name, versions in zip(competitors, list(pool.map(load, competitors)), strict=True):
+            settings.report(f"{name}: preparing")
+            try:
+                if isinstance(versions, WorkerError):
+                    raise versions
+                request = {"name": name, "case": case.to_json(), "path": str(path)}
+                answer = workers[name].request("prepare", timeout=settings.timeout, **request)
+            except WorkerError as error:
+                yield Row(case, name, CANNOT, str(error))
                 continue
             steps[name] = answer.pop("seconds")
-            rows[name] = Row(case, name, OK, **answer)
+            rows[name] = Row(case, name, OK, versions=versions, **answer)
             if COMPETITORS[name].role == "approximate":
                 yield rows.pop(name)
         yield from _time(rows, steps, workers, settings)
@@ -97,7 +105,8 @@ def _solved(case: Case, settings: Settings) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         settings.report("computing the reference")
         with settings.worker(case, OURS) as worker:
-            worker.request("solve", timeout=settings.timeout, case=case.to_json(), path=str(path))
+            patience = 10 * settings.timeout  # without it there's nothing to measure
+            worker.request("solve", timeout=patience, case=case.to_json(), path=str(path))
     return path
 
 
@@ -115,13 +124,14 @@ def _time(
             failed[name] = str(error)
             return None
 
-    names = list(rows)
+    turns = deque(rows)
     for i in range(settings.rounds):
-        for name in names[i % max(len(names), 1) :] + names[: i % max(len(names), 1)]:
+        turns.rotate(-1)
+        for name in turns:
             count = settings.rounds_of(steps[name])
             if name in failed or i * count % settings.rounds >= count:
                 continue
-            times = ask(name, "time", seconds=settings.seconds)
+            times = ask(name, "time", seconds=settings.seconds, warm_up=steps[name] < LONG)
             if times is not None:
                 rows[name].times.append(statistics.median(times))
                 rows[name].steps += len(times)

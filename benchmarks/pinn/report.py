@@ -140,14 +140,15 @@ def _double_rows(results: Results) -> Iterable[Sequence[str]]:
 
 
 def _all_rows(results: Results) -> Iterable[Sequence[str]]:
-    yield ["case", "competitor", "ms", "quartiles", "rounds", "steps", "MiB", "error of loss", "of gradient"]
+    numbers = ["ms", "quartiles", "rounds", "steps", "MiB", "first step, s", "error of loss", "of gradient"]
+    yield ["case", "competitor", *numbers]
     for case in results.cases:
         for name, competitor in COMPETITORS.items():
             row = results.get(case, name)
             if row is None:
                 continue
             if row.status != OK:
-                yield [case.label, competitor.title, row.reason.replace("|", "\\|"), *[MISSING] * 6]
+                yield [case.label, competitor.title, row.reason.replace("|", "\\|"), *[MISSING] * (len(numbers) - 1)]
                 continue
             quartiles = MISSING if row.quartiles is None else "–".join(map(_milliseconds, row.quartiles))
             yield [
@@ -158,6 +159,7 @@ def _all_rows(results: Results) -> Iterable[Sequence[str]]:
                 str(len(row.times)),
                 str(row.steps),
                 _mebibytes(row),
+                MISSING if row.preparation is None else f"{row.preparation:.1f}",
                 _error(row.loss_error),
                 _error(row.gradient_error),
             ]

@@ -24,10 +24,10 @@ class Row:
         times: seconds of one step, the median of each round.
         steps: how many steps these are from.
         memory: bytes by which the resident set grows at most during a step.
+        preparation: seconds until the first step was done, compilation included.
         loss_error: relative, against the reference.
         gradient_error: likewise, in the Euclidean norm.
         versions: of the packages it ran with.
-        facts: whatever else it told of itself.
     """
 
     case: Case
@@ -37,6 +37,7 @@ class Row:
     times: list[float] = dataclasses.field(default_factory=list)
     steps: int = 0
     memory: int | None = None
+    preparation: float | None = None
     loss_error: float | None = None
     gradient_error: float | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -2,8 +2,9 @@
 
 Requests, answered with ``{"ok": …}`` or ``{"error": reason}``:
 
-- ``prepare``: import, build the step for a problem, run it, compare the result with the reference;
-- ``time``: run it again and again for some seconds, after one run that isn't timed;
+- ``load``: import what a competitor needs;
+- ``prepare``: build its step for a problem, run it, compare the result with the reference;
+- ``time``: run it again and again for some seconds;
 - ``memory``: the growth of the resident set during one step;
 - ``solve``: draw a problem, compute its reference, and write it to a file;
 - ``facts``: about the library and the machine.
@@ -51,33 +52,41 @@ class Session:
     def __init__(self) -> None:
         self.step: Step | None = None
 
-    def prepare(self, name: str, case: dict[str, Any], path: str) -> dict[str, Any]:
+    def load(self, name: str) -> dict[str, str]:
+        COMPETITORS[name].load()
+        return {package: version for package in PACKAGES if (version := _version(package))}
+
+    def prepare(self, name: str, case: dict[str, Any], path: str) -> dict[str, float]:
         competitor, problem = COMPETITORS[name], Problem.load(Case.from_json(case), Path(path))
+        start = time.perf_counter()
         self.step = competitor.build(problem)
         loss, gradients = self.step()
+        preparation = time.perf_counter() - start
         errors = {} if competitor.role == "bound" else _errors(problem, loss, gradients)
         if competitor.role == "exact" and (worst := max(errors.values())) > TOLERANCE[problem.case.dtype]:
             raise DisagreementError(f"disagrees with the reference by {worst:.1e}")
         start = time.perf_counter()
         self.step()
-        versions = {package: version for package in PACKAGES if (version := _version(package))}
-        return {**errors, "seconds": time.perf_counter() - start, "versions": versions}
+        seconds = time.perf_counter() - start
+        _release_memory()
+        return {**errors, "preparation": preparation, "seconds": seconds}
 
-    def time(self, seconds: float) -> list[float]:
+    def time(self, seconds: float, warm_up: bool) -> list[float]:
         assert self.step is not None
-        self.step()
+        if warm_up:
+            self.step()
         times: list[float] = []
         while sum(times) < seconds and len(times) < MOST_STEPS:
             start = time.perf_counter()
             self.step()
             times.append(time.perf_counter() - start)
+        _release_memory()  # others need it while this process waits
         return times
 
     def memory(self) -> int:
         assert self.step is not None
         self.step()
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        _release_memory()
         before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # The peak starts anew from what is resident now.
         self.step()
@@ -119,6 +128,12 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
         return "out of memory"
     return message if isinstance(error, DisagreementError) else f"{type(error).__name__}: {message}"[:200]
+
+
+def _release_memory() -> None:
+    """Return freed memory to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -45,7 +45,8 @@ class Workload:
         batch: points, N.
         domain: least and greatest value of every variable.
         samples: random directions of ``estimate``.
-        scalable: whether other widths and batches make sense.
+        batches: numbers of points in the full suite.
+        scalable: whether other networks and activations make sense.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Workload:
     batch: int = 4096
     domain: tuple[float, float] = (-1.0, 1.0)
     samples: int = 0
+    batches: tuple[int, ...] = (256, 1024, 4096, 16_384, 65_536)
     scalable: bool = True
 
     @property
@@ -241,6 +243,7 @@ _ALL = (
         lambda d, p, lib: [d["laplacian"] - p["source"]],
         source=waves,
         batch=256,
+        batches=(256, 1024, 4096),
     ),
     Workload(
         "sine-gordon-10000",
@@ -251,6 +254,7 @@ _ALL = (
         source=waves,
         hidden=(128,) * 4,
         batch=64,
+        batches=(64, 256),
         samples=16,
     ),
     Workload(

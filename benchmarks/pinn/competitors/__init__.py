@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pinn.workloads import Workload
@@ -40,14 +41,17 @@ class Competitor:
     role: Literal["exact", "approximate", "bound"] = "exact"
     option: str | None = None
 
-    def build(self, problem: Problem) -> Step:
-        """Prepare a case.
+    def load(self) -> ModuleType:
+        """Import it.
 
         Raises:
-            ImportError: its package isn't installed.
-            Exception: it can't do the case.
+            ModuleNotFoundError: its package isn't installed.
         """
-        module = importlib.import_module(f"{__name__}.{self.module}")
+        return importlib.import_module(f"{__name__}.{self.module}")
+
+    def build(self, problem: Problem) -> Step:
+        """Prepare a case; raises whatever it raises if it can't."""
+        module = self.load()
         return module.build(problem) if self.option is None else module.build(problem, self.option)
 
 
