@@ -1,7 +1,7 @@
 """Times losses with high-order derivatives, and their gradients, beside other ways to compute them.
 
     python benchmarks/run.py                                     the short suite, some minutes
-    python benchmarks/run.py --suite full                        every workload, some hours
+    python benchmarks/run.py --suite full                        every workload, a night
     python benchmarks/run.py --suite kdv plate --width 32 256    some workloads, as you like
     python benchmarks/run.py --resume                            go on after an interruption
 

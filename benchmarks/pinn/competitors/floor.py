@@ -1,7 +1,8 @@
 """The floor: the matrix products of a training step and nothing else.
 
-Per layer, over the C·N rows of all Taylor coefficients: forward, gradient for the weight, gradient for the input
-(which the first layer doesn't need); outputs are allocated beforehand. C is that of taylorderiv's plan.
+Per layer, over the C·N rows of all Taylor coefficients: forward, gradient for the weight, gradient for the input;
+outputs are allocated beforehand. The first layer has N + R rows only, since its directions are those of all points,
+and needs no gradient for its input. C and R are those of taylorderiv's plan.
 """
 
 from __future__ import annotations
@@ -9,34 +10,34 @@ from __future__ import annotations
 import torch
 
 from pinn.competitors import Step
-from pinn.competitors.taylorderiv_jets import coefficients
+from pinn.competitors.taylorderiv_jets import sizes
 from pinn.problem import Problem
 
 
 def build(problem: Problem) -> Step:
-    rows = coefficients(problem) * problem.case.batch
+    points = problem.case.batch
+    coefficients, directions = sizes(problem)
     weights = [torch.from_numpy(weight) for weight in problem.weights]
-    widths = [weights[0].shape[1], *(len(weight) for weight in weights)]
-    values = [torch.rand(rows, width, dtype=weights[0].dtype) for width in widths]
-    if not problem.case.gradient:
-
-        def forward() -> tuple[float, tuple[()]]:
-            for weight, x, y in zip(weights, values, values[1:], strict=False):
-                torch.mm(x, weight.T, out=y)
-            return 0.0, ()
-
-        return forward
-    outputs = [torch.empty_like(value) for value in values]
+    rows = [points + directions, *[coefficients * points] * (len(weights) - 1)]
+    inputs = [torch.rand(n, weight.shape[1], dtype=weight.dtype) for n, weight in zip(rows, weights, strict=True)]
+    outputs = [torch.rand(n, weight.shape[0], dtype=weight.dtype) for n, weight in zip(rows, weights, strict=True)]
     gradients = [torch.empty_like(weight) for weight in weights]
-    input_gradients = [torch.empty_like(value) for value in values]
+    input_gradients = [torch.empty_like(x) for x in inputs]
+
+    def forward() -> None:
+        for weight, x, y in zip(weights, inputs, outputs, strict=True):
+            torch.mm(x, weight.T, out=y)
+
+    def backward() -> None:
+        for i, weight in reversed(list(enumerate(weights))):
+            torch.mm(outputs[i].T, inputs[i], out=gradients[i])
+            if i:
+                torch.mm(outputs[i], weight, out=input_gradients[i])
 
     def step() -> tuple[float, tuple[()]]:
-        for i, weight in enumerate(weights):
-            torch.mm(values[i], weight.T, out=outputs[i + 1])
-        for i, weight in reversed(list(enumerate(weights))):
-            torch.mm(values[i + 1].T, values[i], out=gradients[i])
-            if i:
-                torch.mm(values[i + 1], weight, out=input_gradients[i])
+        forward()
+        if problem.case.gradient:
+            backward()
         return 0.0, ()
 
     return step

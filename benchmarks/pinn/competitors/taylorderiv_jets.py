@@ -65,15 +65,14 @@ def drawn_directions(problem: Problem) -> np.ndarray:
     return drawn.numpy()
 
 
-def coefficients(problem: Problem) -> int:
-    """C, the Taylor coefficients that each point is propagated with."""
+def sizes(problem: Problem) -> tuple[int, int]:
+    """C, the Taylor coefficients that each point is propagated with, and R, the directions they are along."""
     workload = problem.case.workload
-    size = 0
     if workload.partials:
-        size += td.plan(["u", *workload.partials], variables=str(workload.variables)).size
-    for name in workload.operators:
-        if name == "estimate":
-            size += 1 + workload.samples + 2
-        else:
-            size += OPERATORS[name].plan(workload.dimension).size
-    return size
+        plan = td.plan(["u", *workload.partials], variables=str(workload.variables))
+    elif workload.samples:
+        return 2 + workload.samples, workload.samples
+    else:
+        (name,) = workload.operators
+        plan = OPERATORS[name].plan(workload.dimension)
+    return plan.size, len(plan.orders)
