@@ -94,29 +94,26 @@ class Value:
         return self._coefficients
 
 
-def higher_coefficients(directions: Sequence[Any], layout: Layout) -> list[Any]:
-    """The coefficients 1, …, C - 1 of the jet of ``x + ε v`` for each direction ``v``: tensors shaped like these."""
-    # One zero tensor stands for all that vanish.
-    zero = torch.zeros_like(directions[0]) if layout.size > 1 + layout.directions else None
-    coefficients = []
-    for r, direction in enumerate(directions):
-        if layout.stored(r):
-            coefficients += [direction, *[zero] * (layout.stored(r) - 1)]
-    if layout.weights is not None:
-        if layout.collapsed_order == 1:
-            coefficients.append(sum(layout.weights[r] * directions[r] for r in layout.collapsed_directions))
-        else:
-            coefficients.append(zero)
-    return coefficients
+def seeded(points: Any, directions: Any, kept: Sequence[int], layout: Layout) -> Value | None:
+    """The jet of points ``(*shape, D)`` along those directions, of D numbers each, that are ``kept`` for the layout.
 
-
-def seeded(points: Any, directions: Sequence[Any], layout: Layout) -> Value | None:
-    """The jet of points ``(*shape, D)`` along directions ``(D,)`` that they share; None if it must be written out."""
+    None if it must be written out.
+    """
     if type(points) not in (Tensor, torch.nn.Parameter) or not kernels.chain_applies(points):
         return None
+    if not isinstance(directions, Tensor):
+        directions = torch.stack(list(directions))
+    vectors = directions.reshape(directions.shape[0], points.shape[-1])
+    if len(kept) < len(vectors):
+        vectors = vectors[list(kept)]
+    higher = vectors.new_zeros(layout.size - 1, points.shape[-1])
+    stored = [r for r in range(layout.directions) if layout.stored(r)]
+    if stored:
+        places = layout.first_places
+        higher[[places[r] - 1 for r in stored]] = vectors if len(stored) == len(vectors) else vectors[stored]
+    if layout.weights is not None and layout.collapsed_order == 1:
+        higher[-1] = sum(layout.weights[r] * vectors[r] for r in layout.collapsed_directions)
     points = points.clone()  # the caller may change them
-    coefficients = higher_coefficients(directions, layout)
-    higher = torch.stack(coefficients) if coefficients else points.new_empty(0, points.shape[-1])
     if not torch.is_grad_enabled():  # so that it makes no difference in which mode it is written out
         points, higher = points.detach(), higher.detach()
     return Value(None, layout, seed=Seed(points, higher))

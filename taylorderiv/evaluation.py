@@ -21,6 +21,7 @@ Points = Tensor | Mapping[str, Tensor]
 
 _MANY_TERMS = 64
 _DEFAULT_WIDTH = 1024
+_NEGLIGIBLE_BYTES = 2**24  # not worth the time to ask for the free memory
 
 
 class ChunkWarning(UserWarning):
@@ -193,6 +194,8 @@ def _affordable_chunk(plan: Plan, f: Any, x: Any) -> int:
     points = tensor.numel() if isinstance(x, Mapping) else tensor.numel() // tensor.shape[-1]
     numbers = plan.dimension + _width(f)
     per_direction = plan.size / count * points * numbers * tensor.element_size()
+    if count * per_direction < _NEGLIGIBLE_BYTES:
+        return count
     room = _free_memory(tensor.device) / 2
     size = max(int(room / per_direction), 1) if per_direction else count
     if size >= count:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taylorderiv import chain, registry
-from taylorderiv.chain import Value, higher_coefficients
+from taylorderiv.chain import Value
 from taylorderiv.layout import Layout
 
 Level = tuple[int, int]
@@ -121,7 +121,7 @@ class Jet:
         if directions is None:
             directions = [x.new_ones(shared)]
         count = len(directions)
-        for direction in directions:
+        for direction in directions[:1] if isinstance(directions, Tensor) else directions:
             check_like(direction, x, "direction", shared)
         orders = [order] * count if not isinstance(order, Sequence) else list(order)
         if len(orders) != count:
@@ -133,12 +133,23 @@ class Jet:
             tuple(orders[r] for r in kept),
             None if weights is None else tuple(float(weights[r]) for r in kept),
         )
-        vectors = [directions[r] for r in kept]
-        if x.ndim > 1 and all(vector.shape == shared for vector in vectors):
-            value = chain.seeded(x, [vector.reshape(shared[-1:]) for vector in vectors], layout)
+        shapes = {directions.shape[1:]} if isinstance(directions, Tensor) else {vector.shape for vector in directions}
+        if x.ndim > 1 and shapes == {shared}:
+            value = chain.seeded(x, directions, kept, layout)
             if value is not None:
                 return cls._of(value, layout, _level_of(x) if level is None else level)
-        coefficients: list[Any] = [x, *higher_coefficients([vector.expand(x.shape) for vector in vectors], layout)]
+        vectors = [directions[r].expand(x.shape) for r in kept]
+        # One zero tensor stands for all coefficients that vanish.
+        zero = torch.zeros_like(vectors[0]) if layout.size > 1 + len(kept) else None
+        coefficients: list[Any] = [x]
+        for r, vector in enumerate(vectors):
+            if layout.stored(r):
+                coefficients += [vector, *[zero] * (layout.stored(r) - 1)]
+        if layout.weights is not None:
+            if layout.collapsed_order == 1:
+                coefficients.append(sum(layout.weights[r] * vectors[r] for r in layout.collapsed_directions))
+            else:
+                coefficients.append(zero)
         return cls(torch.stack(coefficients), layout, level)
 
     @classmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 
 Product = tuple[int, int, float]
 """A term ``weight * a[i] * b[j]`` of one output coefficient of a product, as ``(i, j, weight)``."""
@@ -25,10 +26,14 @@ class Layout:
 
     orders: tuple[int, ...] = ()
     weights: tuple[float, ...] | None = None
+    _stored: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if any(not isinstance(order, int) or order < 1 for order in self.orders):
             raise ValueError(f"each order must be an integer of at least 1, got {self.orders}")
+        weights = (0.0,) * len(self.orders) if self.weights is None else self.weights
+        stored = tuple(order - (weight != 0) for order, weight in zip(self.orders, weights, strict=False))
+        object.__setattr__(self, "_stored", stored)
         if self.weights is None:
             return
         if len(self.weights) != len(self.orders):
@@ -67,11 +72,16 @@ class Layout:
     @property
     def size(self) -> int:
         """The number C of coefficients, the primal included."""
-        return 1 + sum(self.stored(r) for r in range(len(self.orders))) + self.collapsed
+        return 1 + sum(self._stored) + self.collapsed
+
+    @property
+    def first_places(self) -> tuple[int, ...]:
+        """For each direction the index of its first coefficient above the primal, or where it would be."""
+        return tuple(itertools.accumulate(self._stored, initial=1))[:-1]
 
     def stored(self, direction: int) -> int:
         """How many coefficients of ``direction`` above the primal are stored for themselves."""
-        return self.orders[direction] - (self.weights is not None and self.weights[direction] != 0)
+        return self._stored[direction]
 
     def index(self, k: int, direction: int = 0) -> int:
         """The place of coefficient ``k`` of ``direction`` along axis 0.
@@ -84,7 +94,7 @@ class Layout:
         if not 0 <= direction < len(self.orders):
             raise ValueError(f"no direction {direction} in {self}")
         if 0 < k <= self.stored(direction):
-            return sum(self.stored(r) for r in range(direction)) + k
+            return self.first_places[direction] + k - 1
         if k == self.orders[direction]:
             raise ValueError(f"coefficient {k} of direction {direction} is collapsed: only the weighted sum is known")
         raise ValueError(f"no coefficient {k} in direction {direction} of order {self.orders[direction]}")

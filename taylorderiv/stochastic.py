@@ -22,7 +22,6 @@ from taylorderiv.evaluation import check_output, check_points
 from taylorderiv.jet import Jet, nested_level
 from taylorderiv.operators import LinearOperator, scaled
 from taylorderiv.planner.lattice import monomial_directions
-from taylorderiv.planner.plan import coefficient_places
 from taylorderiv.planner.polynomial import LAPLACIAN, Monomial, Polynomial, degree, expand, monomial, power_of
 from taylorderiv.planner.quadratic import matrix_of
 
@@ -406,9 +405,9 @@ def _evaluate(
 
 def _samples(jet: Jet, share: _Share, place: Tensor) -> Any:
     """What each sample gives, ``(samples, *shape)``."""
-    before = torch.tensor(coefficient_places(jet.coefficient_layout))
+    first = torch.tensor(jet.coefficient_layout.first_places)
     # A sample with fewer directions than the others repeats its first, times 0.
-    index = before[torch.where(place < 0, place[:, :1], place)] + share.order
+    index = first[torch.where(place < 0, place[:, :1], place)] + share.order - 1
     factors = share.factors * math.factorial(share.order)
     factors = factors.reshape(*factors.shape, *[1] * jet.ndim).to(jet.dtype).to(jet.device)
     return (jet.coefficients[index.to(jet.device)] * factors).sum(1)

@@ -79,10 +79,23 @@ class Plan:
     @property
     def directions(self) -> Tensor:
         """The directions, ``(R, D)`` in float64."""
-        return self.direction_tensor(torch.float64, torch.device("cpu"))
+        return self._new_direction_tensor(torch.float64, torch.device("cpu"))
 
     def direction_tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The directions, ``(R, D)``."""
+        """The directions, ``(R, D)``, kept for the next time: not to be changed."""
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # not a tensor that outlives them
+            return self._new_direction_tensor(dtype, device)
+        key = dtype, device
+        if key not in self._direction_tensors:
+            with torch.inference_mode(False):
+                self._direction_tensors[key] = self._new_direction_tensor(dtype, device)
+        return self._direction_tensors[key]
+
+    @functools.cached_property
+    def _direction_tensors(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
+        return {}
+
+    def _new_direction_tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         out = torch.zeros(len(self.vectors), self.dimension, dtype=dtype, device=device)
         if self.vectors:
             entries = [(r, i, value) for r, vector in enumerate(self.vectors) for i, value in vector]
@@ -115,10 +128,10 @@ class Plan:
             weights = None
         layout = Layout(tuple(self.orders[r] for r in directions), weights)
         place = {0: 0} if first else {}
-        ours, theirs = coefficient_places(self.layout), coefficient_places(layout)
+        ours, theirs = self.layout.first_places, layout.first_places
         for new, old in enumerate(directions):
             for k in range(1, layout.stored(new) + 1):
-                place[ours[old] + k] = theirs[new] + k
+                place[ours[old] + k - 1] = theirs[new] + k - 1
         if layout.collapsed:
             place[self.size - 1] = layout.size - 1
         return dataclasses.replace(
@@ -169,8 +182,8 @@ class Plan:
 
     def _coefficient_names(self) -> list[tuple[int, str]]:
         names = [(0, "c0")]
-        for r, place in enumerate(coefficient_places(self.layout)):
-            names += [(place + k, f"c{k}[{r}]") for k in range(1, self.layout.stored(r) + 1)]
+        for r, place in enumerate(self.layout.first_places):
+            names += [(place + k - 1, f"c{k}[{r}]") for k in range(1, self.layout.stored(r) + 1)]
         return [*names, (self.size - 1, "T")] if self.layout.collapsed else names
 
 
@@ -224,15 +237,6 @@ class NestedPlan:
         for name, part in (("outer", outer), ("inner", inner)):
             lines += [f"{name} {line}" if not i else f"  {line}" for i, line in enumerate(str(part).split("\n"))]
         return "\n".join(lines)
-
-
-def coefficient_places(layout: Layout) -> list[int]:
-    """For each direction, the index of the coefficient before its first."""
-    places, place = [], 0
-    for r in range(len(layout.orders)):
-        places.append(place)
-        place += layout.stored(r)
-    return places
 
 
 def _network_cost(

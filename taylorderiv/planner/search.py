@@ -15,7 +15,7 @@ import torch
 from taylorderiv.layout import Layout
 from taylorderiv.planner.basis import Number, PowerBasis
 from taylorderiv.planner.forms import TOLERANCE, globalize, localize, space
-from taylorderiv.planner.plan import NestedPlan, Plan, coefficient_places
+from taylorderiv.planner.plan import NestedPlan, Plan
 from taylorderiv.planner.polynomial import Monomial, Polynomial, Vector, monomial, power_of, spread
 from taylorderiv.planner.waring import decompose
 
@@ -267,7 +267,6 @@ def _finish(state: _State, quantities: Sequence[Polynomial], dimension: int) -> 
         if any(weights[r] == 0 for r in state.collapsed):
             return None
     layout = Layout(state.orders, tuple(weights) if weights is not None else None)
-    places = coefficient_places(layout)
     reads, condition = [], 1.0
     for quantity in quantities:
         terms: list[tuple[int, float]] = []
@@ -281,7 +280,9 @@ def _finish(state: _State, quantities: Sequence[Polynomial], dimension: int) -> 
                 return None
             from_top, solution = found
             factorial = math.factorial(order)
-            terms += [(places[r] + order, factorial * float(value)) for r, value in sorted(solution.items())]
+            terms += [
+                (layout.first_places[r] + order - 1, factorial * float(value)) for r, value in sorted(solution.items())
+            ]
             if from_top:
                 terms.append((layout.size - 1, factorial * from_top))
             summed = {r: from_top * w for r, w in enumerate(weights or ()) if w and from_top} | solution

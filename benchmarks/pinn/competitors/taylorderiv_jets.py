@@ -13,6 +13,7 @@ import taylorderiv as td
 from pinn.competitors import Step
 from pinn.competitors.torch_network import network, training_step
 from pinn.problem import SEED, Problem
+from taylorderiv.planner import Plan
 
 OPERATORS = {"laplacian": td.laplacian, "bilaplacian": td.bilaplacian}
 
@@ -75,4 +76,5 @@ def sizes(problem: Problem) -> tuple[int, int]:
     else:
         (name,) = workload.operators
         plan = OPERATORS[name].plan(workload.dimension)
+    assert isinstance(plan, Plan)
     return plan.size, len(plan.orders)
