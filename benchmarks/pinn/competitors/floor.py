@@ -2,7 +2,7 @@
 
 Per layer, over the C·N rows of all Taylor coefficients: forward, gradient for the weight, gradient for the input;
 outputs are allocated beforehand. The first layer has N + R rows only, since its directions are those of all points,
-and needs no gradient for its input. C and R are those of taylorderiv's plan.
+and needs no gradient for its input. C is that of taylorderiv's plan.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import torch
 
 from pinn.competitors import Step
-from pinn.competitors.taylorderiv_jets import sizes
+from pinn.competitors.taylorderiv_jets import coefficients
+from pinn.directions import directions
 from pinn.problem import Problem
 
 
 def build(problem: Problem) -> Step:
-    points = problem.case.batch
-    coefficients, directions = sizes(problem)
+    points, all_rows = problem.case.batch, coefficients(problem) * problem.case.batch
+    shared = len(directions(problem.case.workload, problem.random).orders)
     weights = [torch.from_numpy(weight) for weight in problem.weights]
-    rows = [points + directions, *[coefficients * points] * (len(weights) - 1)]
+    rows = [points + shared, *[all_rows] * (len(weights) - 1)]
     inputs = [torch.rand(n, weight.shape[1], dtype=weight.dtype) for n, weight in zip(rows, weights, strict=True)]
     outputs = [torch.rand(n, weight.shape[0], dtype=weight.dtype) for n, weight in zip(rows, weights, strict=True)]
     gradients = [torch.empty_like(weight) for weight in weights]

@@ -13,7 +13,6 @@ import taylorderiv as td
 from pinn.competitors import Step
 from pinn.competitors.torch_network import network, training_step
 from pinn.problem import SEED, Problem
-from taylorderiv.planner import Plan
 
 OPERATORS = {"laplacian": td.laplacian, "bilaplacian": td.bilaplacian}
 
@@ -66,15 +65,12 @@ def drawn_directions(problem: Problem) -> np.ndarray:
     return drawn.numpy()
 
 
-def sizes(problem: Problem) -> tuple[int, int]:
-    """C, the Taylor coefficients that each point is propagated with, and R, the directions they are along."""
+def coefficients(problem: Problem) -> int:
+    """C, the Taylor coefficients that each point is propagated with."""
     workload = problem.case.workload
     if workload.partials:
-        plan = td.plan(["u", *workload.partials], variables=str(workload.variables))
-    elif workload.samples:
-        return 2 + workload.samples, workload.samples
-    else:
-        (name,) = workload.operators
-        plan = OPERATORS[name].plan(workload.dimension)
-    assert isinstance(plan, Plan)
-    return plan.size, len(plan.orders)
+        return td.plan(["u", *workload.partials], variables=str(workload.variables)).size
+    if workload.samples:
+        return 2 + workload.samples
+    (name,) = workload.operators
+    return OPERATORS[name].plan(workload.dimension).size
