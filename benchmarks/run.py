@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -111,6 +112,7 @@ def set_aside(output: Path) -> None:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end ends the workers, too
     options = arguments()
     suite = chosen(options)
     rows = sum(map(len, suite.values()))

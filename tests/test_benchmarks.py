@@ -18,7 +18,7 @@ import torch
 import run
 from pinn.cases import ACTIVATIONS, Case, full, usual
 from pinn.claims import CLAIMS, EQUATION
-from pinn.competitors import COMPETITORS, FLOOR, OURS, Competitor
+from pinn.competitors import COMPETITORS, FLOOR, OURS, Competitor, handwritten
 from pinn.directions import directions
 from pinn.measure import Settings, measure
 from pinn.problem import Problem
@@ -67,6 +67,12 @@ def test_competitors_agree(name: str) -> None:
     for competitor in set(EAGER) & set(everyone(case)):
         if COMPETITORS[competitor].role == "exact" and not (competitor == "nested-jvp" and case.workload.order > 6):
             assert max(errors(case, problem, competitor)) < 1e-10, competitor
+
+
+def test_a_reference_of_high_order_must_agree_with_nested_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(handwritten.ACTIVATIONS, "tanh", handwritten.ACTIVATIONS["sin"])  # pyright: ignore
+    with pytest.raises(ArithmeticError, match="disagree"):
+        solved(tiny("sine-6"))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -23,7 +23,7 @@ Series = list[Tensor]
 Activation = Callable[[Series], Series]
 
 
-def build(problem: Problem) -> Step:
+def build(problem: Problem, option: str = "compiled") -> Step:
     values = columns(problem)
     points = torch.from_numpy(problem.points)
     parameters = [torch.from_numpy(array).requires_grad_() for array in problem.parameters]
@@ -47,7 +47,7 @@ def build(problem: Problem) -> Step:
             quantities[name] = sum((factor * math.factorial(k) * series[r][k - 1] for r, k, factor in reads), 0 * u)
         return loss(problem, quantities, values)
 
-    compiled = torch.compile(value, fullgraph=True, dynamic=False)
+    compiled = value if option == "eager" else torch.compile(value, fullgraph=True, dynamic=False)
 
     def step() -> tuple[Tensor, Sequence[Tensor]]:
         result = compiled(parameters, points, values)
