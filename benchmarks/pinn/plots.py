@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,19 +38,18 @@ def _mebibytes(row: Row) -> float | None:
     return None if row.memory is None else row.memory / 2**20
 
 
-def _named(results: Results, *, without: Sequence[str] = ()) -> list[str]:
+def _named(results: Results) -> list[str]:
     """Competitors that were timed in any case, in the usual order."""
     timed = {row.competitor for row in results if row.times}
-    return [name for name in COMPETITORS if name in timed and name not in without]
+    return [name for name in COMPETITORS if name in timed]
 
 
 def _against_order(results: Results, value: Callable[[Row], float | None], label: str, path: Path) -> None:
     """A line per competitor over the order of differentiation, for each family of workloads."""
     panels = {}
     for family, title in FAMILIES.items():
-        cases = sorted(
-            (usual(name) for name in WORKLOADS if name.startswith(f"{family}-")), key=lambda case: case.workload.order
-        )
+        names = [name for name in WORKLOADS if re.fullmatch(rf"{family}-\d+", name)]
+        cases = sorted(map(usual, names), key=lambda case: case.workload.order)
         lines = {name: _line(results, cases, name, value) for name in _named(results)}
         if lines := {name: line for name, line in lines.items() if len(line) > 1}:
             panels[f"{title}\n{cases[0].network}, N={cases[0].batch:,}, float32"] = lines
@@ -80,23 +81,28 @@ def _usual_cases(results: Results) -> list[Case]:
 
 def _speedups(results: Results, path: Path) -> None:
     """A group of bars per workload: how many times longer each competitor takes."""
-    cases, names = _usual_cases(results), _named(results, without=(OURS, FLOOR))
-    if not (cases and names):
+    cases = _usual_cases(results)
+    names = [
+        name for name in _named(results) if name not in (OURS, FLOOR) and any(results.seconds(c, name) for c in cases)
+    ]
+    if not names:
         return
-    figure, axes = plt.subplots(figsize=(8, 0.6 + len(cases) * (0.25 + 0.11 * len(names))), layout="constrained")
-    height = 0.85 / len(names)
-    for i, name in enumerate(names):
-        bars = [
-            (row + (i + 0.5) * height - 0.425, theirs / ours)
-            for row, case in enumerate(cases)
-            if (theirs := results.seconds(case, name)) and (ours := results.seconds(case, OURS))
-        ]
-        positions, quotients = zip(*bars, strict=True) if bars else ((), ())
-        drawn = axes.barh(positions, quotients, height, color=COLORS[name], label=COMPETITORS[name].title)
+    groups = [(case, [name for name in names if results.seconds(case, name)]) for case in cases]
+    groups = [(case, present) for case, present in groups if present]
+    bars = [
+        (name, (results.seconds(case, name) or 0) / (results.seconds(case, OURS) or 1), position)
+        for (case, present), start in zip(groups, _starts(groups), strict=True)
+        for position, name in enumerate(present, start)
+    ]
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.16 * (len(bars) + len(groups))), layout="constrained")
+    for name in names:
+        mine = [(position, quotient) for owner, quotient, position in bars if owner == name]
+        drawn = axes.barh(*zip(*mine, strict=True), color=COLORS[name], label=COMPETITORS[name].title)
         axes.bar_label(drawn, fmt=" %.3g", fontsize=6)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    _label_cases(axes, cases)
+    middles = [start + (len(present) - 1) / 2 for (_, present), start in zip(groups, _starts(groups), strict=True)]
+    _label_cases(axes, middles, [case for case, _ in groups])
     axes.set_xlabel("time over that of taylorderiv")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
@@ -112,13 +118,18 @@ def _floor_shares(results: Results, path: Path) -> None:
     drawn = axes.barh(range(len(cases)), shares, 0.7, color=COLORS[OURS])
     axes.bar_label(drawn, [f" {share:.0%}" for share in shares], fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
-    _label_cases(axes, cases)
+    _label_cases(axes, range(len(cases)), cases)
     axes.set_xlabel("time of the matrix products alone, over that of taylorderiv")
     _save(figure, path)
 
 
-def _label_cases(axes: Axes, cases: Sequence[Case]) -> None:
-    axes.set_yticks(range(len(cases)), [f"{case.workload.title}\n{case.network}, N={case.batch:,}" for case in cases])
+def _starts(groups: Sequence[tuple[Case, Sequence[str]]]) -> list[int]:
+    """The position of each group's first bar; a bar's height is left between groups."""
+    return [0, *itertools.accumulate(len(present) + 1 for _, present in groups)][:-1]
+
+
+def _label_cases(axes: Axes, positions: Sequence[float], cases: Sequence[Case]) -> None:
+    axes.set_yticks(positions, [f"{case.workload.title}\n{case.network}, N={case.batch:,}" for case in cases])
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
 
