@@ -147,17 +147,10 @@ class Chain {
       gradient -= layer.out * in + out;
       const int64_t used = input_rows(i, n);
       gemm_.multiply({layer.out, columns(layer.in), used, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
-      S* const bias = gradient + layer.out * in;
-      for (int64_t p = 0; p < n; ++p) {
-        for (int64_t o = 0; o < layer.out; ++o) bias[o] += g[p * out + o];
-      }
+      add_points(g, n, out, g_other, gradient + layer.out * in);
       if (i == 0 && seeded_) {
-        for (int64_t c = 1; c < size(); ++c) {
-          S* const sum = workspace + weight_gradients() + (c - 1) * out;
-          for (int64_t p = 0; p < n; ++p) {
-            for (int64_t o = 0; o < layer.out; ++o) sum[o] += g[(c * n + p) * out + o];
-          }
-        }
+        S* const sums = workspace + weight_gradients();
+        for (int64_t c = 1; c < size(); ++c) add_points(g + c * n * out, n, out, g_other, sums + (c - 1) * out);
       }
       if (i > 0 || dx != nullptr) {
         multiply_packed(used, layer.in, layer.out, g, packed(i, Mode::backward), g_other);
@@ -189,6 +182,13 @@ class Chain {
   }
 
  private:
+  // Adds the sum of n rows. That is summed in `sum` first: one long sum over all points would lose digits.
+  static void add_points(const S* rows, int64_t n, int64_t width, S* sum, S* to) {
+    std::fill_n(sum, width, S(0));
+    for (int64_t p = 0; p < n; ++p) add(rows + p * width, width, false, sum);
+    add(sum, width, false, to);
+  }
+
   static void add(const S* from, int64_t count, bool first, S* to) {
     for (int64_t i = 0; i < count; ++i) to[i] = first ? from[i] : to[i] + from[i];
   }

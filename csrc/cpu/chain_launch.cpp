@@ -91,7 +91,10 @@ struct Description {
 template <class S, class F>
 std::vector<std::unique_ptr<S, decltype(&std::free)>> on_threads(const Chain<S>& chain, const F& f) {
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), chain.tiles());
-  const int64_t bytes = (chain.workspace() * int64_t(sizeof(S)) + 63) / 64 * 64;
+  // Gradients are summed over some tiles, and these sums over all: one long sum would lose digits.
+  constexpr int64_t tiles_summed = 64;
+  const int64_t gradients = chain.gradients(), numbers = chain.workspace();
+  const int64_t bytes = ((numbers + gradients) * int64_t(sizeof(S)) + 63) / 64 * 64;
   std::vector<std::unique_ptr<S, decltype(&std::free)>> workspaces;
   for (int64_t t = 0; t < threads; ++t) {
     workspaces.emplace_back(static_cast<S*>(std::aligned_alloc(64, bytes)), &std::free);
@@ -100,10 +103,17 @@ std::vector<std::unique_ptr<S, decltype(&std::free)>> on_threads(const Chain<S>&
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       S* const workspace = workspaces[t].get();
-      std::fill_n(workspace, chain.gradients(), S(0));
-      for (int64_t tile = chain.tiles() * t / threads; tile < chain.tiles() * (t + 1) / threads; ++tile) {
+      S* const total = workspace + numbers;
+      std::fill_n(workspace, gradients, S(0));
+      std::fill_n(total, gradients, S(0));
+      const int64_t first = chain.tiles() * t / threads, last = chain.tiles() * (t + 1) / threads;
+      for (int64_t tile = first; tile < last; ++tile) {
         f(tile, workspace);
+        if ((tile + 1 - first) % tiles_summed != 0) continue;
+        for (int64_t i = 0; i < gradients; ++i) total[i] += workspace[i];
+        std::fill_n(workspace, gradients, S(0));
       }
+      for (int64_t i = 0; i < gradients; ++i) workspace[i] += total[i];
     }
   });
   return workspaces;

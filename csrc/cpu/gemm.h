@@ -22,11 +22,7 @@ TD_HD void gemm_registers(const GemmShape& g, const S* a, const S* b, S* c) {
   using V = Number<S>;
   constexpr int lanes = lanes_of<S>;
   V sum[rows][vectors];
-  TD_UNROLL for (int m = 0; m < rows; ++m) {
-    TD_UNROLL for (int n = 0; n < vectors; ++n) {
-      sum[m][n] = g.accumulate ? load_number<S>(c + m * g.c_row + n * lanes) : V(0.0);
-    }
-  }
+  TD_UNROLL for (int m = 0; m < rows; ++m) { TD_UNROLL for (int n = 0; n < vectors; ++n) sum[m][n] = V(0.0); }
   for (int64_t k = 0; k < g.depth; ++k) {
     V row[vectors];
     TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_number<S>(b + k * g.b_row + n * lanes);
@@ -36,7 +32,10 @@ TD_HD void gemm_registers(const GemmShape& g, const S* a, const S* b, S* c) {
     }
   }
   TD_UNROLL for (int m = 0; m < rows; ++m) {
-    TD_UNROLL for (int n = 0; n < vectors; ++n) store_number(c + m * g.c_row + n * lanes, sum[m][n]);
+    TD_UNROLL for (int n = 0; n < vectors; ++n) {
+      S* const to = c + m * g.c_row + n * lanes;
+      store_number(to, g.accumulate ? load_number<S>(to) + sum[m][n] : sum[m][n]);
+    }
   }
 }
 

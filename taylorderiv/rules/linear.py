@@ -151,12 +151,19 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> AnyJet:
     if value is not None:
         return input.with_value(value)
     c = input.coefficients
-    out = F.linear(c.reshape(-1, c.shape[-1]), weight).reshape(*c.shape[:-1], *weight.shape[:-1])
+    out = F.linear(c, weight)
     if bias is None:
         return input.with_coefficients(out)
     if is_jet(bias):
         return input.with_coefficients(out) + bias
-    return input.with_coefficients(add_to_primal(out, bias.to(out.dtype)))  # autocast computes in another dtype
+    bias = bias.to(out.dtype)  # autocast computes in another dtype
+    if bias.ndim != 1 or len(out) == 1:
+        return input.with_coefficients(add_to_primal(out, bias))
+    # With zeros for the other coefficients: the gradient of a slice would be as large as all of them.
+    padded = torch.cat([bias[None], bias.new_zeros(len(out) - 1, len(bias))])
+    padded = padded.reshape(len(out), *[1] * (out.ndim - 2), len(bias))
+    in_place = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return input.with_coefficients(out.add_(padded) if in_place else out + padded)
 
 
 def _batched_convolution(
