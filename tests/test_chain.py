@@ -305,3 +305,13 @@ def test_weights_that_are_not_finite_give_the_ieee_result(value):
     x = torch.rand(4, 2)
     for fused, single in zip(derivatives(network, x, 2), unfused(derivatives, network, x, 2), strict=True):
         assert torch.equal(fused.isnan(), single.isnan())
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (4, 2, 0)])
+def test_layers_without_elements(shape):
+    points, inputs, outputs = shape
+    weight, bias = torch.ones(outputs, inputs), torch.ones(outputs)
+    x = torch.ones(points, inputs)
+    value, first = derivatives(lambda x: torch.tanh(nn.functional.linear(x, weight, bias)), x, 1)
+    torch.testing.assert_close(value, torch.tanh(nn.functional.linear(x, weight, bias)))
+    assert first.shape == (points, outputs)

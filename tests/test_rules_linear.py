@@ -292,3 +292,9 @@ def test_rolling_a_number() -> None:
     x = rand()
     torch.testing.assert_close(derivatives(lambda x: torch.roll(x**2, 1), x, 1), (x**2, 2 * x))
     torch.testing.assert_close(derivatives(lambda x: torch.roll(x**2, 1, 0), x, 1), (x**2, 2 * x))
+
+
+def test_axes_of_a_number() -> None:
+    x = rand()
+    for f in (lambda x: x.flip(0), lambda x: x.cumsum(0), lambda x: torch.diff(x[None]), lambda x: x.tile(2)):
+        torch.testing.assert_close(derivatives(f, x, 1)[1], f(torch.ones_like(x)))

@@ -139,7 +139,8 @@ def coefficientwise(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return func(*call_args, **call_kwargs)
 
     stacks = [leaves[place].coefficients for place in places]
-    if all(isinstance(stack, Tensor) for stack in stacks):
+    # torch.vmap takes an axis of a 0-dimensional value for one that isn't there.
+    if all(isinstance(stack, Tensor) and stack.ndim > 1 for stack in stacks):
         result = torch.vmap(call)(*stacks)
     else:
         results = [call(*[stack[c] for stack in stacks]) for c in range(like.coefficient_layout.size)]
