@@ -42,6 +42,12 @@ class nested_level:
         _depth.value -= 1
 
 
+def _factorial(k: int) -> float:
+    if k > 170:
+        raise OverflowError(f"derivative {k}: {k}! exceeds the largest float; use the scaled .coefficients")
+    return float(math.factorial(k))
+
+
 def _operator(name: str) -> Any:
     return lambda self, *others: _apply(name, self, *others)
 
@@ -195,17 +201,21 @@ class Jet:
         return self.coefficients[0]
 
     def derivative(self, k: int, direction: int = 0) -> Any:
-        """The k-th derivative along a direction (unscaled: k! times the coefficient)."""
+        """The k-th derivative along a direction (unscaled: k! times the coefficient).
+
+        Raises:
+            OverflowError: k is above 170, where k! exceeds the largest number.
+        """
         if k == 0:
             return self.primal
-        return self.coefficients[self.coefficient_layout.index(k, direction)] * float(math.factorial(k))
+        return self.coefficients[self.coefficient_layout.index(k, direction)] * _factorial(k)
 
     @property
     def collapsed(self) -> Any:
         """``sum_r w_r`` times the K-th derivative along direction r, where the layout is collapsed."""
         if not self.coefficient_layout.collapsed:
             raise ValueError(f"{self.coefficient_layout} isn't collapsed")
-        return self.coefficients[-1] * float(math.factorial(self.coefficient_layout.collapsed_order))
+        return self.coefficients[-1] * _factorial(self.coefficient_layout.collapsed_order)
 
     # What a tensor has.
 

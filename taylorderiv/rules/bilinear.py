@@ -229,9 +229,11 @@ def _xlogy(input: Any, other: Any) -> Any:
 # Matrix products.
 
 
-@register("matmul")
+@register("matmul", "_sparse_mm")
 def _matmul(input: Any, other: Any) -> AnyJet:
     input, other = promote(input, other)
+    if any(not is_jet(value) and value.layout is not torch.strided for value in (input, other)):
+        return _sparse_matmul(input, other)
     if input.ndim == 0 or other.ndim == 0:
         raise RuntimeError("both arguments to matmul need to be at least 1D, but they are 0D")
     a = input.unsqueeze(0) if input.ndim == 1 else input
@@ -243,6 +245,18 @@ def _matmul(input: Any, other: Any) -> AnyJet:
     if input.ndim == 1:
         out = out.squeeze(-1 if other.ndim == 1 else -2)
     return first_jet(a, b).with_coefficients(out)
+
+
+def _sparse_matmul(input: Any, other: Any) -> AnyJet:
+    """The product of a sparse matrix and a jet, a matrix or vector, on either side."""
+    if is_jet(input):
+        return _sparse_matmul(other.t(), input.t()).t()
+    if other.ndim == 1:
+        return _sparse_matmul(input, other.unsqueeze(-1)).squeeze(-1)
+    # All coefficients side by side, as columns of one matrix.
+    c = other.coefficients.transpose(0, 1)
+    product = input @ c.reshape(c.shape[0], c.shape[1] * c.shape[2])
+    return other.with_coefficients(product.reshape(input.shape[0], *c.shape[1:]).transpose(0, 1))
 
 
 def _matrix_cauchy(x: Any, y: Any, like: AnyJet) -> Any:
