@@ -395,7 +395,7 @@ def _problem_of_several_directions(program: Program) -> str:
     ]
     if program.collapsed:
         pairs.append(("collapsed", y.collapsed, sum(w * d[-1] for w, d in zip(weights, alone, strict=True))))
-    epsilon = torch.finfo(y.dtype).eps
+    epsilon = max(torch.finfo(t.dtype).eps for t in (program.x, y))
     for name, a, b in pairs:
         if _error(a, b) > 1e5 * epsilon * max(_scale(d[-1]) for d in alone) * _scale(b):
             return f"{name}: off by {_error(a, b):.1e}, the largest is {_scale(b):.1e}"
