@@ -1,5 +1,7 @@
 // The ops' schemas and the module taylorderiv._C, which says what this build holds.
+#include "chain_arguments.h"
 #include "cpu/kernels.h"
+#include "cuda/chain_tiling.h"
 #include "ops.h"
 
 #include <pybind11/pybind11.h>
@@ -10,12 +12,7 @@
 
 STABLE_TORCH_LIBRARY(taylorderiv, m) {
   taylorderiv::define_ops(m);
-  m.def(
-      "chain(Tensor x, Tensor higher, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders,"
-      " float[] collapse, bool save) -> (Tensor, Tensor)");
-  m.def(
-      "chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensor[] weights, Tensor[] biases,"
-      " str[] ops, float[] params, int[] orders, float[] collapse, bool input_gradient) -> Tensor[]");
+  taylorderiv::define_chain_ops(m);
 }
 
 namespace {
@@ -38,6 +35,14 @@ std::map<std::string, int> unary_params() {
 std::vector<int> compiled_orders() {
   const int* const orders = cpu_kernels<float>().compiled_orders;
   return {orders, std::find(orders, orders + 100, 0)};
+}
+
+// Whether a layer can be part of a fused chain on a GPU with so much shared memory for a block.
+bool cuda_chain_fits(int coefficients, int64_t in, int64_t out, int itemsize, int64_t shared_bytes) {
+  if (out > ChainTiling::widest) return false;
+  const int widest = int(std::max(out, std::min<int64_t>(in, ChainTiling::widest)));
+  const int number_bytes = std::max(itemsize, int(sizeof(float)));
+  return ChainTiling(coefficients, widest, number_bytes, true, 1, {1, shared_bytes, shared_bytes}).points > 0;
 }
 
 py::dict build_info() {
@@ -66,5 +71,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("unary_params", &unary_params, "How many parameters each unary op takes.");
   m.def("compiled_orders", &compiled_orders,
         "Orders with unrolled code on this machine; orders in between are padded, higher ones use a loop.");
+  m.def("cuda_chain_fits", &cuda_chain_fits,
+        "Whether a layer can be part of a fused chain on a GPU with so much shared memory for a block.");
+  m.attr("cuda_chain_layers") = ChainTiling::most_layers;
   m.def("build_info", &build_info, "What was compiled in, and which instruction set is in use.");
 }

@@ -99,7 +99,7 @@ def seeded(points: Any, directions: Any, kept: Sequence[int], layout: Layout) ->
 
     None if it must be written out.
     """
-    if type(points) not in (Tensor, torch.nn.Parameter) or not kernels.chain_applies(points):
+    if type(points) not in (Tensor, torch.nn.Parameter) or points.is_cuda or not kernels.chain_applies(points):
         return None
     if not isinstance(directions, Tensor):
         directions = torch.stack(list(directions))
@@ -145,13 +145,13 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
         or (bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype))
         or source.dtype != weight.dtype
         or source.device != weight.device
-        or not kernels.chain_applies(weight)
+        or not kernels.chain_applies(weight, None, source.layout)
     ):
         return None
     widths = weight.shape[:1] if source.seed is not None and weight.shape[1] <= _WIDEST else weight.shape
     if min(weight.shape) == 0:
         return None
-    if max(widths) > (_WIDEST_TRAINED if _trained(weight) else _WIDEST):
+    if max(widths) > (_WIDEST_TRAINED if _trained(weight) and not weight.is_cuda else _WIDEST):
         return None if source.seed is None else _image(source.seed, weight, bias, source.layout)
     layer = Layer(source, weight, bias, None, (), _versions(weight, bias), torch.is_grad_enabled())
     return Value(None, source.layout, layer)

@@ -7,6 +7,7 @@ with autograd, ``torch.func``, ``vmap`` and ``torch.compile``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -140,17 +141,37 @@ def fusion(enabled: bool = True, *, save: bool | None = None) -> Iterator[None]:
         _fusion.enabled, _fusion.save = before
 
 
-def chain_applies(weight: Any, op: str | None = None) -> bool:
-    """Whether a linear layer with this weight, and the unary op, can be part of :func:`chain`, as things stand."""
+def chain_applies(weight: Any, op: str | None = None, layout: Layout | None = None) -> bool:
+    """Whether a linear layer with this weight, and the unary op, can be part of :func:`chain`, as things stand.
+
+    With a layout: of jets with this one.
+    """
     return (
         (op is None or op in _UNARY_KERNELS)
-        and weight.device.type == "cpu"
+        and weight.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
         and _fusion.enabled
         and not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(weight.device.type)
         and _kernel_applies(weight)
+        and (weight.device.type == "cpu" or layout is None or _fits_cuda_chain(weight, layout))
     )
+
+
+def _fits_cuda_chain(weight: Tensor, layout: Layout) -> bool:
+    out, in_ = weight.shape
+    return _C.cuda_chain_fits(layout.size, in_, out, weight.element_size(), _shared_bytes(weight.device))
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """The shared memory that a block of threads may have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _tf32_allowed(tensor: Tensor) -> bool:
+    """Whether the user lets PyTorch multiply float32 matrices in TF32."""
+    return tensor.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def chain(
@@ -176,6 +197,10 @@ def chain(
     Returns:
         The coefficients ``(C, N, out of the last layer)``.
     """
+    most = _C.cuda_chain_layers if x.is_cuda else len(weights)
+    if len(weights) > most:
+        x = chain(x, higher, weights[:most], biases[:most], ops[:most], params[:most], layout)
+        return chain(x, None, weights[most:], biases[most:], ops[most:], params[most:], layout)
     none = x.new_empty(0)
     tensors = [
         x.contiguous(),
@@ -185,11 +210,11 @@ def chain(
     ]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Chain.apply(_saving_pays(weights), rest, *tensors)
+        return _Chain.apply(not x.is_cuda and _saving_pays(weights), rest, *tensors)
     x, higher, *parameters = tensors
-    return torch.ops.taylorderiv.chain(x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, False)[
-        0
-    ]
+    return torch.ops.taylorderiv.chain(
+        x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, False, _tf32_allowed(x)
+    )[0]
 
 
 def _saving_pays(weights: Sequence[Tensor]) -> bool:
@@ -365,7 +390,7 @@ def _chain_fake(
     x: Tensor, higher: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor]:
     size = 1 + higher.shape[0] if higher.numel() else x.shape[0]
-    saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-1] else 0)
+    saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-2] else 0)
     return x.new_empty(size, x.shape[1], weights[-1].shape[0]), saved
 
 
@@ -378,7 +403,7 @@ def _chain_backward_fake(
     biases: list[Tensor],
     *rest: Any,
 ) -> list[Tensor]:
-    x_gradient = torch.empty_like(x) if rest[-1] else x.new_empty(0)
+    x_gradient = torch.empty_like(x) if rest[-2] else x.new_empty(0)
     sums = x.new_empty(higher.shape[0], weights[0].shape[0]) if higher.numel() else x.new_empty(0)
     return [x_gradient, sums, *map(torch.empty_like, [*weights, *biases])]
 
@@ -390,7 +415,9 @@ class _Chain(torch.autograd.Function):
     def forward(ctx: Any, save: bool, rest: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         x, higher, *parameters = tensors
         count = len(parameters) // 2
-        result, saved = torch.ops.taylorderiv.chain(x, higher, parameters[:count], parameters[count:], *rest, save)
+        result, saved = torch.ops.taylorderiv.chain(
+            x, higher, parameters[:count], parameters[count:], *rest, save, _tf32_allowed(x)
+        )
         ctx.rest = rest
         ctx.save_for_backward(saved, *tensors)
         return result
@@ -404,7 +431,7 @@ class _Chain(torch.autograd.Function):
             return None, None, *_chain_differentiable_gradient(grad, x, higher, weights, biases, *ctx.rest)
         needs_x, needs_higher = ctx.needs_input_grad[2:4]
         gradients = torch.ops.taylorderiv.chain_backward(
-            grad.contiguous(), x, higher, saved, weights, biases, *ctx.rest, needs_x
+            grad.contiguous(), x, higher, saved, weights, biases, *ctx.rest, needs_x, _tf32_allowed(x)
         )
         if higher.numel():  # through the first layer's weight
             gradients[2].addmm_(gradients[1].T, higher)

@@ -222,7 +222,7 @@ def test_opcheck(seeded):
     higher = torch.randn(2 if seeded else 0, 2, dtype=torch.float64, requires_grad=seeded)
     weights = [torch.randn(4, 2, dtype=torch.float64, requires_grad=True)]
     biases = [torch.randn(4, dtype=torch.float64, requires_grad=True)]
-    arguments = (x, higher, weights, biases, ["softplus"], [1.0, 20.0], [2], [], False)
+    arguments = (x, higher, weights, biases, ["softplus"], [1.0, 20.0], [2], [], False, False)
     # The gradient isn't the op's own: it belongs to the function that calls it.
     torch.library.opcheck(torch.ops.taylorderiv.chain, arguments, test_utils=("test_schema", "test_faketensor"))
 

@@ -18,6 +18,12 @@ inline void* current_cuda_stream(int32_t device) {
   return stream;
 }
 
+// `error`: what CUDA has to say against a kernel that was to be started, or null.
+inline void check_started(const char* error) {
+  STD_TORCH_CHECK(error == nullptr, "taylorderiv: CUDA can't start a kernel: ", error, " (kernels were compiled for ",
+                  TD_CUDA_ARCHITECTURES, ")");
+}
+
 // Nothing here waits for the device, so calls can be captured in a CUDA graph.
 struct Cuda {
   using Params = std::vector<double>;
@@ -89,8 +95,7 @@ struct Cuda {
     std::transform(in.begin(), in.end(), call.in, [](const Tensor* t) { return t->const_data_ptr(); });
     std::transform(out.begin(), out.end(), call.out, [](const Tensor* t) { return t->mutable_data_ptr(); });
     const char* const error = start(kernels, call);
-    STD_TORCH_CHECK(error == nullptr, "taylorderiv: CUDA can't start a kernel: ", error, " (kernels were compiled for ",
-                    TD_CUDA_ARCHITECTURES, ")");
+    check_started(error);
   }
 };
 

@@ -15,7 +15,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-SOURCES = (HERE / "library.cpp", *sorted(CSRC.glob("cuda/*.cu")))
+SOURCES = (*sorted(HERE.glob("*.cpp")), *sorted(CSRC.glob("cuda/*.cu")))
 HEADERS = (*HERE.glob("*.h"), *CSRC.glob("*.h"), *CSRC.glob("cuda/*.h"), *CSRC.glob("cuda/*.cuh"))
 
 # Without optimization: compiling is what takes the time.
@@ -44,7 +44,7 @@ def load() -> ctypes.CDLL:
         _build(folder, library)
     torch.ops.load_library(library)
     loaded = ctypes.CDLL(str(library))
-    loaded.kernels.restype = loaded.launched.restype = ctypes.c_char_p
+    loaded.kernels.restype = loaded.launched.restype = loaded.entered.restype = ctypes.c_char_p
     return loaded
 
 

@@ -1,6 +1,7 @@
 // The host run of the CUDA kernels: the ops of csrc/cuda, registered for CPU tensors as
 // torch.ops.taylorderiv_cuda_host.
 #include "../../csrc/cuda/backend.h"
+#include "../../csrc/cuda/chain_backend.h"
 
 #include <cuda_runtime.h>
 #include <cxxabi.h>
@@ -8,10 +9,18 @@
 
 #include <set>
 
+#include "host_intrinsics.h"
+
 using namespace taylorderiv;
 
-STABLE_TORCH_LIBRARY(taylorderiv_cuda_host, m) { define_ops(m); }
-STABLE_TORCH_LIBRARY_IMPL(taylorderiv_cuda_host, CPU, m) { implement_ops<Cuda>(m); }
+STABLE_TORCH_LIBRARY(taylorderiv_cuda_host, m) {
+  define_ops(m);
+  define_chain_ops(m);
+}
+STABLE_TORCH_LIBRARY_IMPL(taylorderiv_cuda_host, CPU, m) {
+  implement_ops<Cuda>(m);
+  implement_chain_ops(m);
+}
 
 namespace {
 
@@ -32,6 +41,7 @@ const char* lines(const std::set<const void*>& kernels) {
 }
 
 std::set<const void*> launched_kernels;
+std::set<std::string> entered_functions;
 
 template <CudaPass pass, CudaStorage storage>
 void collect(std::set<const void*>& kernels) {
@@ -70,6 +80,37 @@ const char* launched() {
   launched_kernels.clear();
   host_run::state.launched = [](const void* kernel) { launched_kernels.insert(kernel); };
   return text;
+}
+
+// The functions with TD_TRACE that were entered since the last call.
+const char* entered() {
+  static std::string text;
+  text.clear();
+  for (const std::string& function : entered_functions) text += function + '\n';
+  entered_functions.clear();
+  host_run::state.entered = [](const char* function) { entered_functions.insert(function); };
+  return text.c_str();
+}
+
+// The order in which the threads of a block take turns, and the GPU that they run on.
+void set_reversed(int reversed) { host_run::state.reversed = reversed != 0; }
+void set_device(int multiprocessors, int shared_bytes) {
+  host_run::state.multiprocessors = multiprocessors;
+  host_run::state.shared_bytes = shared_bytes;
+}
+
+// d += a b by one warp, with fragments as the PTX manual has them for m16n8k8 (tf32: kind 0) and m16n8k16 (float16: 1,
+// bfloat16: 2); numbers as registers hold them, two of 16 bits in one.
+void multiply_fragments(int kind, const uint32_t (*a)[4], const uint32_t (*b)[2], float (*d)[4]) {
+  blockDim = 32;
+  host_run::run_block([&] {
+    const unsigned l = threadIdx.x;
+    kind == 0 ? mma_tf32(d[l], a[l], b[l]) : kind == 1 ? mma_f16(d[l], a[l], b[l]) : mma_bf16(d[l], a[l], b[l]);
+  }, 0);
+}
+void multiply_double_fragments(const double* a, const double* b, double (*d)[2]) {
+  blockDim = 32;
+  host_run::run_block([&] { mma_f64(d[threadIdx.x], a[threadIdx.x], b[threadIdx.x]); }, 0);
 }
 
 // Blocks before this one are skipped.

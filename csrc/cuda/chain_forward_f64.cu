@@ -1,0 +1,6 @@
+#include "chain.cuh"
+
+template <>
+taylorderiv::ChainKernel taylorderiv::chain_kernel<double, false>() {
+  return &chain_forward<double>;
+}

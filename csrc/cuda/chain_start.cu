@@ -1,0 +1,219 @@
+// From a chain to running kernels: its weights packed, its tiles, its blocks, and what these summed brought together.
+#define TD_VARIANT cuda
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "chain_ops.h"
+#include "chain_task.h"
+#include "element.cuh"
+#include "matmul.cuh"
+
+TD_NAMESPACE_BEGIN
+
+// A number of a packed weight: of which row, and which column. See PackedOperand.
+template <class Number>
+__device__ __forceinline__ void unpacked(int64_t at, int rows, int& row, int& column) {
+  using S = Slot<Number>;
+  const int64_t slot = at / S::numbers, tile = slot / 32;
+  const int thread = slot % 32, tiles = covered(rows) / 8;
+  row = int(tile % tiles) * 8 + thread / 4;
+  column = int(tile / tiles) * S::group + thread % 4 * S::numbers + at % S::numbers;
+}
+
+// Weights and biases as the other kernels want them: padded with zeros, in the order of fragments.
+template <class Number, class S>
+__global__ void __launch_bounds__(256, 1) pack_chain(const __grid_constant__ ChainTask task, bool backward) {
+  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+  Number* const packed = static_cast<Number*>(task.packed);
+  for (int i = 0; i < task.layers; ++i) {
+    const CudaChainLayer& layer = task.layer[i];
+    const ChainPlaces& places = task.places[i];
+    const S* const weight = static_cast<const S*>(layer.weight);
+    const int64_t numbers = int64_t(covered(layer.in)) * covered(layer.out);
+    for (int64_t at = thread; at < numbers; at += threads) {
+      int out, in;
+      unpacked<Number>(at, layer.out, out, in);
+      const bool used = out < layer.out && in < layer.in;
+      packed[places.weight + at] = used ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
+      if (!backward) continue;
+      unpacked<Number>(at, layer.in, in, out);
+      const bool used_transposed = out < layer.out && in < layer.in;
+      packed[places.transposed + at] = used_transposed ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
+    }
+    if (layer.bias == nullptr) continue;
+    for (int64_t at = thread; at < covered(layer.out); at += threads) {
+      packed[places.bias + at] = at < layer.out ? widened(static_cast<const S*>(layer.bias)[at]) : Number(0);
+    }
+  }
+}
+
+// The gradients of weights and biases: the sums of all blocks, always added in the same order.
+template <class Number, class S, class Mma>
+__global__ void __launch_bounds__(256, 1) reduce_chain(const __grid_constant__ ChainTask task, int blocks) {
+  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+  const auto total = [&](int64_t place) {
+    const Number* p = static_cast<const Number*>(task.blocks) + place;
+    Number sum(0);
+#pragma unroll 8
+    for (int block = 0; block < blocks; ++block) sum += p[block * task.block_numbers];
+    return sum;
+  };
+  for (int i = 0; i < task.layers; ++i) {
+    const CudaChainLayer& layer = task.layer[i];
+    const ChainPlaces& places = task.places[i];
+    if (layer.weight_gradient != nullptr) {
+      for (int64_t at = thread; at < int64_t(layer.out) * layer.in; at += threads) {
+        const int out = int(at / layer.in), in = int(at % layer.in);
+        narrow(total(places.weight_sums + weight_gradient_place<Mma>(out, in, covered(layer.in) / 8)),
+               static_cast<S*>(layer.weight_gradient)[at]);
+      }
+    }
+    if (layer.bias_gradient == nullptr) continue;
+    for (int64_t at = thread; at < layer.out; at += threads) {
+      narrow(total(places.bias_sums + at), static_cast<S*>(layer.bias_gradient)[at]);
+    }
+  }
+}
+
+namespace {
+
+// Whether the op's activation, at the chain's order, has unrolled code.
+bool is_unrolled(int op, int order) {
+#define TD_CASE(Op) || op == Place::Op
+  return op < 0 || (order <= highest_order && (false TD_CHAIN_OPS(TD_CASE)));
+#undef TD_CASE
+}
+
+// The first error of several calls.
+class Errors {
+ public:
+  void operator()(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // what is reported here must not surface again at PyTorch's next check
+    if (first_ == cudaSuccess) first_ = error;
+  }
+  const char* message() const { return first_ == cudaSuccess ? nullptr : cudaGetErrorString(first_); }
+
+ private:
+  cudaError_t first_ = cudaSuccess;
+};
+
+CudaDevice describe(int device, Errors& check) {
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+}
+
+ChainTask plan(const CudaChain& chain, bool backward, const CudaDevice& device) {
+  int widest = 1;
+  for (int i = 0; i < chain.layers; ++i) {
+    widest = std::max({widest, std::min(chain.layer[i].in, part_columns), chain.layer[i].out});
+  }
+  const int bytes = chain.arithmetic == ChainArithmetic::f64 ? sizeof(double) : sizeof(float);
+  return {chain, ChainTiling(chain.coefficients, widest, bytes, backward, chain.points, device), backward};
+}
+
+template <class Number, class S, class Mma>
+struct Start {
+  const CudaChain& chain;
+  int device;
+  const CudaAllocate& allocate;
+
+  const char* operator()(bool backward) const {
+    Errors check;
+    // What the forward pass saves, it saves for the backward pass's tiles.
+    ChainTask task = plan(chain, backward || chain.saved != nullptr, describe(device, check));
+    if (check.message() != nullptr) return check.message();
+    if (task.tiling.points == 0) return "the layers don't fit into its shared memory";
+    const ChainKernel kernel = backward ? chain_kernel<Number, true>() : chain_kernel<Number, false>();
+    int64_t scratch_bytes = 0;  // of a thread
+    for (int i = 0; i < chain.layers; ++i) {
+      task.loops[i] = !is_unrolled(chain.layer[i].op, chain.order);
+      if (task.loops[i]) scratch_bytes = loop_scratch_bytes(chain.order);
+    }
+    const int shared_bytes = int(task.tiling.shared_bytes), threads = task.tiling.threads;
+    int resident = 0;
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               shared_bytes));
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, reinterpret_cast<const void*>(kernel), threads,
+                                                        shared_bytes));
+    if (check.message() != nullptr) return check.message();
+    const int most_blocks = std::max(resident, 1) * describe(device, check).multiprocessors;
+    const int blocks = int(std::min<int64_t>(task.tiles, most_blocks));
+    const auto numbers = [](int64_t count) { return round_up(count * int64_t(sizeof(Number)), 256); };
+    const int64_t packed_bytes = numbers(task.packed_numbers);
+    const int64_t blocks_bytes = backward ? numbers(task.block_numbers * blocks) : 0;
+    char* const memory =
+        static_cast<char*>(allocate(packed_bytes + blocks_bytes + int64_t(blocks) * threads * scratch_bytes));
+    task.packed = memory;
+    task.blocks = memory + packed_bytes;
+    task.scratch = memory + packed_bytes + blocks_bytes;
+
+    const int packing = int(std::min<int64_t>((task.packed_numbers + 255) / 256, most_blocks));
+    launch(check, packing, 256, 0, &pack_chain<Number, S>, task, backward);
+    launch(check, blocks, threads, shared_bytes, kernel, task);
+    if (backward) launch(check, packing, 256, 0, &reduce_chain<Number, S, Mma>, task, blocks);
+    return check.message();
+  }
+
+ private:
+  // Series of the op with most of them, in the widest number.
+  static int64_t loop_scratch_bytes(int order) {
+    int aux = 0;
+#define TD_AUX(Op) aux = std::max(aux, Op::aux);
+    TD_UNARY_OPS(TD_AUX)
+#undef TD_AUX
+    return scratch_size(order, aux) * int64_t(sizeof(double));
+  }
+
+  template <class Kernel, class... Arguments>
+  void launch(Errors& check, int blocks, int threads, int shared_bytes, Kernel kernel,
+              const Arguments&... arguments) const {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = size_t(shared_bytes);
+    config.stream = static_cast<cudaStream_t>(chain.stream);
+    check(cudaLaunchKernelEx(&config, kernel, arguments...));
+  }
+};
+
+const char* start(const CudaChain& chain, int device, const CudaAllocate& allocate, bool backward) {
+  switch (chain.arithmetic) {
+    case ChainArithmetic::f64:
+      return Start<double, double, DoubleMma>{chain, device, allocate}(backward);
+    case ChainArithmetic::f16:
+      return Start<float, __half, FloatMma>{chain, device, allocate}(backward);
+    case ChainArithmetic::bf16:
+      return Start<float, __nv_bfloat16, FloatMma>{chain, device, allocate}(backward);
+    default:
+      return Start<float, float, FloatMma>{chain, device, allocate}(backward);
+  }
+}
+
+}  // namespace
+
+TD_NAMESPACE_END
+
+namespace taylorderiv {
+
+int64_t chain_saved(const CudaChain& chain, int device) {
+  Errors check;
+  const ChainTask task = plan(chain, true, describe(device, check));
+  return task.tiling.points == 0 ? -1 : task.tiles * task.images * task.tiling.buffer;
+}
+
+const char* start_chain(const CudaChain& chain, int device, const CudaAllocate& allocate) {
+  return start(chain, device, allocate, false);
+}
+
+const char* start_chain_backward(const CudaChain& chain, int device, const CudaAllocate& allocate) {
+  return start(chain, device, allocate, true);
+}
+
+}  // namespace taylorderiv

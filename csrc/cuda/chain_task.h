@@ -1,0 +1,57 @@
+// What the kernels of the fused chain are told, and the tables of these kernels.
+#pragma once
+
+#include "chain.h"
+
+namespace taylorderiv {
+
+// A layer with more columns is read as the first one's input only, in parts of as many.
+inline constexpr int part_columns = ChainTiling::widest;
+
+// Of a layer's columns, those that fragments cover.
+constexpr int covered(int columns) { return int(round_up(columns, ChainTiling::column_step)); }
+
+// Where a layer's numbers stand: its weight, packed as it is and transposed, and its bias among the packed numbers; the
+// sums for the gradients of its weight and its bias among those of a block.
+struct ChainPlaces {
+  int64_t weight, transposed, bias, weight_sums, bias_sums;
+};
+
+struct ChainTask : CudaChain {
+  ChainTiling tiling;
+  int64_t tiles;
+  int images;              // layers whose numbers before the activation are kept for the backward pass, as buffers
+  int64_t packed_numbers;  // of all layers
+  int64_t sums;            // numbers of a block's sums
+  int64_t block_numbers;   // these, and its images unless the forward pass saved them
+  ChainPlaces places[capacity];
+  bool loops[capacity];  // whether a layer's activation has no unrolled code: it then needs the scratch memory
+  void *packed, *blocks, *scratch;  // global memory
+
+  ChainTask(const CudaChain& chain, const ChainTiling& tiling_, bool backward)
+      : CudaChain(chain), tiling(tiling_), packed_numbers(0), sums(0) {
+    tiles = tiling.points == 0 ? 0 : (points + tiling.points - 1) / tiling.points;
+    images = layer[layers - 1].op < 0 ? layers - 1 : layers;
+    for (int i = 0; i < layers; ++i) {
+      const int64_t in = covered(layer[i].in), out = covered(layer[i].out);
+      places[i].weight = packed_numbers;
+      places[i].transposed = packed_numbers += in * out;
+      if (backward) packed_numbers += in * out;
+      places[i].bias = packed_numbers;
+      packed_numbers += out;
+      places[i].weight_sums = sums;
+      sums += round_up(out, ChainTiling::row_step) * in;
+      places[i].bias_sums = sums;
+      sums += out;
+    }
+    block_numbers = sums + (saved == nullptr ? images * tiling.buffer : 0);
+  }
+};
+
+using ChainKernel = void (*)(ChainTask);
+
+// The kernel for a number type, float or double.
+template <class Number, bool backward>
+ChainKernel chain_kernel();
+
+}  // namespace taylorderiv

@@ -1,0 +1,170 @@
+// Kinds of matrix arithmetic, each with the parts of its fragments that a thread holds.
+//
+// The matrix units multiply 16 (float64: 8) rows by 8 columns. In the summation index they take groups of 8 numbers
+// (float64: 4), of which a thread holds a Slot: 8 bytes. Which numbers of the group these are is the operands' choice
+// (matmul.cuh), so long as both choose the same: a sum may be taken in any order.
+//
+// An arithmetic offers
+//   Number                the numbers in memory and in sums;
+//   rows, groups          of the left operand, that one multiplication takes;
+//   Left, Right           fragments; left(slot), right(slot) make them, slot(row, group) and slot(group) being the
+//                         thread's slots, counted from its own first row;
+//   multiply(sum, l, r)   adds the product to sum, whose numbers are those of row(e) and column(e);
+//   splits                a number is a sum of two: infinities have no such representation.
+#pragma once
+
+#include "intrinsics.cuh"
+#include "storage.cuh"
+
+TD_NAMESPACE_BEGIN
+
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+
+template <class Number>
+struct Slot;
+template <>
+struct alignas(8) Slot<float> {
+  static constexpr int group = 8, numbers = 2;
+  float first, second;
+};
+template <>
+struct Slot<double> {
+  static constexpr int group = 4, numbers = 1;
+  double first;
+};
+
+__device__ __forceinline__ uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+__device__ __forceinline__ float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// What the arithmetics with float32 sums have in common.
+struct FloatMma {
+  using Number = float;
+  static constexpr int rows = 16, sums = 4;
+  __device__ static int row(int e) { return lane() / 4 + e / 2 * 8; }
+  __device__ static int column(int e) { return lane() % 4 * 2 + e % 2; }
+};
+
+struct Tf32Mma : FloatMma {
+  static constexpr int groups = 1;
+  static constexpr bool splits = false;
+  struct Left {
+    uint32_t part[4];
+  };
+  struct Right {
+    uint32_t part[2];
+  };
+  template <class F>
+  __device__ static Left left(const F& slot) {
+    const Slot<float> upper = slot(0, 0), lower = slot(8, 0);
+    return {{rounded_to_tf32(upper.first), rounded_to_tf32(lower.first), rounded_to_tf32(upper.second),
+             rounded_to_tf32(lower.second)}};
+  }
+  template <class F>
+  __device__ static Right right(const F& slot) {
+    const Slot<float> s = slot(0);
+    return {{rounded_to_tf32(s.first), rounded_to_tf32(s.second)}};
+  }
+  __device__ static void multiply(float (&sum)[sums], const Left& l, const Right& r) { mma_tf32(sum, l.part, r.part); }
+};
+
+// Each number is the sum of two that TF32 can hold, but for its last two bits: x y = X Y + X y' + x' Y + (x' y', left
+// out).
+struct SplitTf32Mma : FloatMma {
+  static constexpr int groups = 1;
+  static constexpr bool splits = true;
+  template <int size>
+  struct Parts {
+    uint32_t large[size], small[size];
+    __device__ __forceinline__ void set(int i, float x) {
+      large[i] = bits_of(x) & 0xffffe000u;
+      small[i] = bits_of(x - float_of(large[i]));
+    }
+  };
+  using Left = Parts<4>;
+  using Right = Parts<2>;
+
+  template <class F>
+  __device__ static Left left(const F& slot) {
+    const Slot<float> upper = slot(0, 0), lower = slot(8, 0);
+    Left l;
+    l.set(0, upper.first);
+    l.set(1, lower.first);
+    l.set(2, upper.second);
+    l.set(3, lower.second);
+    return l;
+  }
+  template <class F>
+  __device__ static Right right(const F& slot) {
+    const Slot<float> s = slot(0);
+    Right r;
+    r.set(0, s.first);
+    r.set(1, s.second);
+    return r;
+  }
+  __device__ static void multiply(float (&sum)[sums], const Left& l, const Right& r) {
+    mma_tf32(sum, l.small, r.large);
+    mma_tf32(sum, l.large, r.small);
+    mma_tf32(sum, l.large, r.large);
+  }
+};
+
+// Numbers are rounded to S, 16 bits.
+template <class S>
+struct HalfMma : FloatMma {
+  static constexpr int groups = 2;
+  static constexpr bool splits = false;
+  using Left = Tf32Mma::Left;
+  using Right = Tf32Mma::Right;
+  __device__ static uint32_t rounded(const Slot<float>& slot) {
+    S both[2];
+    narrow(slot.first, both[0]);
+    narrow(slot.second, both[1]);
+    uint32_t bits;
+    memcpy(&bits, both, sizeof(bits));
+    return bits;
+  }
+  template <class F>
+  __device__ static Left left(const F& slot) {
+    return {{rounded(slot(0, 0)), rounded(slot(8, 0)), rounded(slot(0, 1)), rounded(slot(8, 1))}};
+  }
+  template <class F>
+  __device__ static Right right(const F& slot) {
+    return {{rounded(slot(0)), rounded(slot(1))}};
+  }
+  __device__ static void multiply(float (&sum)[sums], const Left& l, const Right& r) {
+    if constexpr (std::is_same_v<S, __half>) {
+      mma_f16(sum, l.part, r.part);
+    } else {
+      mma_bf16(sum, l.part, r.part);
+    }
+  }
+};
+
+struct DoubleMma {
+  using Number = double;
+  static constexpr int rows = 8, groups = 1, sums = 2;
+  static constexpr bool splits = false;
+  using Left = double;
+  using Right = double;
+  __device__ static int row(int) { return lane() / 4; }
+  __device__ static int column(int e) { return lane() % 4 * 2 + e; }
+  template <class F>
+  __device__ static Left left(const F& slot) {
+    return slot(0, 0).first;
+  }
+  template <class F>
+  __device__ static Right right(const F& slot) {
+    return slot(0).first;
+  }
+  __device__ static void multiply(double (&sum)[sums], Left l, Right r) { mma_f64(sum, l, r); }
+};
+
+TD_NAMESPACE_END

@@ -1,0 +1,34 @@
+// What csrc/cuda/intrinsics.cuh declares, for threads that run in turns on the host.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace host_run {
+
+// The block's dynamic shared memory.
+void* shared_memory();
+
+// A warp's 32 threads each put in `bytes` and wait for each other: then all see what the others put in.
+struct Exchange {
+  static constexpr int most_bytes = 32;
+  alignas(16) unsigned char of[32][most_bytes];
+};
+const Exchange& exchange(const void* mine, int bytes);
+
+}  // namespace host_run
+
+namespace taylorderiv {
+
+void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+uint32_t rounded_to_tf32(float x);
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void mma_f64(double (&d)[2], double a, double b);
+inline void* shared_memory() { return host_run::shared_memory(); }
+
+}  // namespace taylorderiv
+
+#define TD_TRACE \
+  if (threadIdx.x == 0 && host_run::state.entered) host_run::state.entered(__PRETTY_FUNCTION__)

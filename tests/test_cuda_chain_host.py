@@ -1,0 +1,240 @@
+"""The fused chain's CUDA kernels, compiled for the host (cuda_host/), agree with those of the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from chain_agreement import (
+    CHAIN_DTYPES,
+    RECORD_OF,
+    SHAPES,
+    Case,
+    Chains,
+    chain_agrees,
+    not_finite_agrees,
+    op_agrees,
+    random_inputs,
+)
+from cuda_host import build
+
+from taylorderiv import build_info
+from taylorderiv.layout import Layout
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+
+H200 = (132, 227 << 10)  # multiprocessors, and bytes of shared memory for a block
+FEW_BLOCKS = (2, 227 << 10)  # so that a block has several tiles
+LITTLE_MEMORY = (2, 99 << 10)
+
+by_dtype = pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
+by_float = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+by_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    return build.load()
+
+
+@pytest.fixture
+def chains(library: ctypes.CDLL) -> Iterator[Chains]:
+    library.set_device(*FEW_BLOCKS)
+    yield Chains(torch.ops.taylorderiv_cuda_host)
+    library.set_reversed(0)
+
+
+@by_dtype
+@by_shape
+def test_chains_agree(chains: Chains, case: Case, dtype: torch.dtype) -> None:
+    chain_agrees(chains, case, dtype)
+
+
+@pytest.mark.parametrize("case", SHAPES[2:5], ids=str)
+def test_chains_in_tf32_agree(chains: Chains, case: Case) -> None:
+    chain_agrees(chains, case, torch.float32, tf32=True)
+
+
+@by_dtype
+@pytest.mark.parametrize("case", SHAPES[1:5], ids=str)
+def test_saved_layers_agree(chains: Chains, case: Case, dtype: torch.dtype) -> None:
+    inputs = random_inputs(case, dtype)
+    for a, b in zip(chains(inputs, save=True), chains(inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", [H200, LITTLE_MEMORY], ids=["one tile a block", "little memory"])
+@pytest.mark.parametrize("case", SHAPES[2:6], ids=str)
+def test_other_tilings_agree(chains: Chains, library: ctypes.CDLL, case: Case, device: tuple[int, int]) -> None:
+    library.set_device(*device)
+    chain_agrees(chains, case, torch.float32)
+
+
+@by_float
+@pytest.mark.parametrize("case", SHAPES[1:9], ids=str)
+def test_threads_in_another_order_give_the_same_bits(
+    chains: Chains, library: ctypes.CDLL, case: Case, dtype: torch.dtype
+) -> None:
+    """Else one reads what another may not have written yet."""
+    inputs = random_inputs(case, dtype)
+    expected = chains(inputs)
+    library.set_reversed(1)
+    for a, e in zip(chains(inputs), expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@by_float
+@pytest.mark.parametrize("op", sorted(RECORD_OF))
+def test_every_op_agrees(chains: Chains, op: str, dtype: torch.dtype) -> None:
+    for layout in (Layout((1,)), Layout((4, 2)), Layout((5, 5), (1.0, -0.5)), Layout((10,)), Layout((11,))):
+        op_agrees(chains, op, layout, dtype)
+
+
+@by_float
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("op", ["tanh", "exp", "relu", "sqrt", ""])
+def test_not_finite_weights(chains: Chains, op: str, value: float, dtype: torch.dtype) -> None:
+    not_finite_agrees(chains, op, value, dtype)
+
+
+def test_no_gradient_of_the_input(chains: Chains) -> None:
+    inputs = random_inputs(SHAPES[2], torch.float32)
+    y, dx, *gradients = chains(inputs, dx=False)
+    assert dx.numel() == 0
+    expected_y, _, *expected = chains(inputs)
+    assert all(torch.equal(a, b) for a, b in zip([y, *gradients], [expected_y, *expected], strict=True))
+
+
+def test_a_layer_that_is_too_wide(chains: Chains) -> None:
+    with pytest.raises(RuntimeError, match="layers of at most 256 neurons, got 257"):
+        chains(random_inputs(Case((2, 257), ("",)), torch.float32))
+
+
+def test_too_many_layers(chains: Chains) -> None:
+    with pytest.raises(RuntimeError, match="at most 32 layers, got 33"):
+        chains(random_inputs(Case((2,) * 34, ("",) * 33), torch.float32))
+
+
+def test_too_many_coefficients(chains: Chains) -> None:
+    with pytest.raises(RuntimeError, match="don't fit into its shared memory"):
+        chains(random_inputs(Case((2, 256), ("",), Layout((1,) * 200)), torch.float32))
+
+
+def test_another_dtype(chains: Chains) -> None:
+    with pytest.raises(RuntimeError, match="must be float32, float64, float16 or bfloat16"):
+        chains(random_inputs(Case((2, 2), ("",)), torch.int32))
+
+
+def test_a_failing_launch(chains: Chains, library: ctypes.CDLL) -> None:
+    library.set_failing(1)
+    try:
+        with pytest.raises(RuntimeError, match="can't start a kernel: no kernel image is available"):
+            chains(random_inputs(SHAPES[2], torch.float32))
+    finally:
+        library.set_failing(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The emulation of the matrix instructions
+# ---------------------------------------------------------------------------------------------------------------------
+
+LANES = torch.arange(32)
+GROUP, THREAD = LANES // 4, LANES % 4  # as the PTX manual calls them
+
+
+def pointer(t: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(t.data_ptr())
+
+
+def test_tf32_fragments(library: ctypes.CDLL) -> None:
+    a, b, d = torch.randn(16, 8), torch.randn(8, 8), torch.randn(16, 8)
+    a, b = ((t.view(torch.int32) & ~0x1FFF).view(torch.float32) for t in (a, b))
+    a_parts = torch.stack([a[GROUP + 8 * (i % 2), THREAD + 4 * (i // 2)] for i in range(4)], 1).contiguous()
+    b_parts = torch.stack([b[THREAD + 4 * i, GROUP] for i in range(2)], 1).contiguous()
+    check_float_fragments(library, 0, a_parts, b_parts, d, a.double() @ b.double())
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(1, torch.float16), (2, torch.bfloat16)])
+def test_16_bit_fragments(library: ctypes.CDLL, kind: int, dtype: torch.dtype) -> None:
+    a, b, d = torch.randn(16, 16).to(dtype), torch.randn(16, 8).to(dtype), torch.randn(16, 8)
+    a_parts = torch.stack(
+        [a[GROUP + 8 * (i // 2 % 2), 2 * THREAD + i % 2 + 8 * (i // 4)] for i in range(8)], 1
+    ).contiguous()
+    b_parts = torch.stack([b[2 * THREAD + i % 2 + 8 * (i // 2), GROUP] for i in range(4)], 1).contiguous()
+    check_float_fragments(library, kind, a_parts, b_parts, d, a.double() @ b.double())
+
+
+def check_float_fragments(
+    library: ctypes.CDLL, kind: int, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, product: torch.Tensor
+) -> None:
+    places = [(GROUP + 8 * (i // 2), 2 * THREAD + i % 2) for i in range(4)]
+    d_parts = torch.stack([d[place] for place in places], 1).contiguous()
+    library.multiply_fragments(kind, pointer(a), pointer(b), pointer(d_parts))
+    for i, place in enumerate(places):
+        torch.testing.assert_close(d_parts[:, i], (d + product)[place].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_double_fragments(library: ctypes.CDLL) -> None:
+    a, b, d = (torch.randn(*shape, dtype=torch.float64) for shape in ((8, 4), (4, 8), (8, 8)))
+    d_parts = torch.stack([d[GROUP, 2 * THREAD + i] for i in range(2)], 1).contiguous()
+    a_parts, b_parts = a[GROUP, THREAD].contiguous(), b[THREAD, GROUP].contiguous()
+    library.multiply_double_fragments(pointer(a_parts), pointer(b_parts), pointer(d_parts))
+    for i in range(2):
+        torch.testing.assert_close(d_parts[:, i], (d + a @ b)[GROUP, 2 * THREAD + i])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All of it is run
+# ---------------------------------------------------------------------------------------------------------------------
+
+MMAS = ("SplitTf32Mma", "Tf32Mma", "HalfMma<__half>", "HalfMma<__nv_bfloat16>", "DoubleMma")
+STORAGES = ("float", "__half", "__nv_bfloat16", "double")
+NUMBERS = ("float", "double")
+UNROLLED_OPS = re.findall(r"X\((\w+)\)", (build.CSRC / "cuda" / "chain_ops.h").read_text().partition("define")[2])
+
+
+def listed(text: bytes) -> str:
+    """A list of functions, without namespaces."""
+    return re.sub(r"taylorderiv::(?:cuda::)?", "", text.decode())
+
+
+def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pytest.CaptureFixture[str]) -> None:
+    library.launched()
+    library.entered()
+    for dtype in (torch.float32, torch.float64):
+        for op in RECORD_OF:
+            op_agrees(chains, op, Layout((2,)), dtype)
+            op_agrees(chains, op, Layout((11,)), dtype)
+    for dtype in CHAIN_DTYPES:
+        for tf32 in (False, True):
+            chain_agrees(chains, Case((2, 32, 16, 32, 1), ("tanh",) * 3 + ("",)), dtype, tf32=tf32)
+    kernels = set(re.findall(r"(\w+<.*>)\(ChainTask", listed(library.launched())))
+    functions = listed(library.entered())
+    products = set(re.findall(r"(linear|outer)\(.*\[with Mma = (\S+); int tiles = (\d)", functions))
+    activations = re.findall(r" P = (\w+)<(\w+)>; Number = (\w+); Orders = (\w+)", functions)
+    with capsys.disabled():
+        for kernel in sorted(kernels):
+            print(f"\n{kernel}", end="")  # noqa: T201
+        for name, mma, tiles in sorted(products):
+            print(f"\n{name:8} {mma:24} {tiles} tiles", end="")  # noqa: T201
+        for group, count in sorted(Counter((name, number, orders) for name, _, number, orders in activations).items()):
+            print(f"\nactivation {' '.join(group):36} {count:3} ops", end="")  # noqa: T201
+    assert kernels == {
+        *(f"{name}<{number}>" for name in ("chain_forward", "chain_backward") for number in NUMBERS),
+        *(f"pack_chain<{'double' if s == 'double' else 'float'}, {s}>" for s in STORAGES),
+        *(f"reduce_chain<float, {s}, FloatMma>" for s in STORAGES[:3]),
+        "reduce_chain<double, double, DoubleMma>",
+    }
+    assert products == {(name, mma, tiles) for name in ("linear", "outer") for mma in MMAS for tiles in "24"}
+    for number in NUMBERS:
+        for name in ("Forward", "Backward"):
+            ops = {orders: set() for orders in ("LoopOrders", "PaddedOrders")}
+            for n, op, activation_number, orders in activations:
+                if (n, activation_number) == (name, number):
+                    ops[orders].add(op)
+            assert len(ops["LoopOrders"]) == len(build_info()["unary_kernels"])
+            assert ops["PaddedOrders"] == set(UNROLLED_OPS)
