@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of less than 10 minutes: build, tests, memcheck, bandwidth.
+# Everything that needs a GPU, in one call of less than 10 minutes: build, tests, memcheck, racecheck, timings.
 #
 #   benchmarks/gpu_check.sh
 #
@@ -36,13 +36,16 @@ step() {
 }
 
 tests="$PYTHON -m pytest -q -p no:cacheprovider tests/test_cuda.py"
-step build 330 $PYTHON setup.py build_ext --inplace
+step build 300 $PYTHON setup.py build_ext --inplace
 step tests 120 $tests $workers
-step memcheck 80 compute-sanitizer --tool memcheck --error-exitcode 1 $tests \
-    -k "(unary_kernels or singular) and (sigmoid or log1p or sinc) and float32 or products or order_40"
-step elementwise 60 $PYTHON benchmarks/elementwise_cuda.py "$OUT/elementwise.json"
+elements="(unary_kernels or singular) and (sigmoid or log1p or sinc) and float32 or products or order_40"
+chains="(test_chains_agree or saved_layers) and (33x17 or 3x5x2 or 600x16)"
+step memcheck 80 compute-sanitizer --tool memcheck --error-exitcode 1 $tests -k "$elements or $chains"
+step racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 $tests -k "$chains"
+step chain 90 $PYTHON benchmarks/chain_cuda.py "$OUT/chain.json"
+step elementwise 45 $PYTHON benchmarks/elementwise_cuda.py "$OUT/elementwise.json"
 
-cat "$OUT/elementwise.log"
+cat "$OUT/chain.log" "$OUT/elementwise.log"
 printf '\n'
 printf '%s\n' "${summary[@]}"
 tail -n 1 "$OUT/tests.log"

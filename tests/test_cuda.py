@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chain_agreement import (
+    CHAIN_DTYPES,
+    RECORD_OF,
+    SHAPES,
+    Case,
+    Chains,
+    chain_agrees,
+    not_finite_agrees,
+    op_agrees,
+    random_inputs,
+)
 from cuda_agreement import (
     DTYPES,
     KERNEL_RECORDS,
@@ -25,6 +36,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 KERNELS = Kernels(torch.ops.taylorderiv, "cuda")
+CHAINS = Chains(torch.ops.taylorderiv, "cuda")
 OPS = torch.ops.taylorderiv
 
 by_record = pytest.mark.parametrize("record", KERNEL_RECORDS, ids=lambda record: record.id)
@@ -100,10 +112,83 @@ def test_calls_can_be_captured_in_a_graph(order: int) -> None:
     assert torch.equal(y, OPS.unary_backward(x, OPS.unary(x, *rest), *rest))
 
 
+@pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, Case((2, 64, 64, 1), ("tanh", "tanh", ""), points=10_001)], ids=str)
+def test_chains_agree(case: Case, dtype: torch.dtype) -> None:
+    chain_agrees(CHAINS, case, dtype)
+
+
+@pytest.mark.parametrize("case", SHAPES[2:5], ids=str)
+def test_chains_in_tf32_agree(case: Case) -> None:
+    chain_agrees(CHAINS, case, torch.float32, tf32=True)
+
+
+@pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
+@pytest.mark.parametrize("case", SHAPES[2:5], ids=str)
+def test_saved_layers_of_a_chain_agree(case: Case, dtype: torch.dtype) -> None:
+    inputs = random_inputs(case, dtype)
+    for a, b in zip(CHAINS(inputs, save=True), CHAINS(inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("op", sorted(RECORD_OF))
+def test_every_op_in_a_chain_agrees(op: str, dtype: torch.dtype) -> None:
+    for layout in (Layout((4, 2)), Layout((5, 5), (1.0, -0.5)), Layout((10,)), Layout((11,))):
+        op_agrees(CHAINS, op, layout, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("op", ["tanh", "exp", "relu", "sqrt", ""])
+def test_weights_of_a_chain_that_are_not_finite(op: str, value: float, dtype: torch.dtype) -> None:
+    not_finite_agrees(CHAINS, op, value, dtype)
+
+
+def test_chains_give_the_same_bits_every_time() -> None:
+    inputs = random_inputs(Case((2, 64, 64, 1), ("tanh", "tanh", ""), points=5000), torch.float32)
+    expected = CHAINS(inputs)
+    for _ in range(5):
+        assert all(torch.equal(a, e) for a, e in zip(CHAINS(inputs), expected, strict=True))
+
+
+def test_a_training_step_can_be_captured_in_a_graph() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 24), torch.nn.Tanh(), torch.nn.Linear(24, 1)).cuda()
+    x = torch.rand(256, 1, device="cuda")
+
+    def step() -> list[torch.Tensor]:
+        loss = derivatives(model, x, 8)[8].square().mean()
+        return list(torch.autograd.grad(loss, list(model.parameters())[:3]))
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients = step()
+    x.copy_(torch.rand_like(x))
+    graph.replay()
+    for a, e in zip(gradients, step(), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_no_memory_for_a_chain() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1)).cuda()
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**22) / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            derivatives(model, torch.rand(2**20, 1, device="cuda"), 4)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_tensors_on_two_devices() -> None:
     x = torch.rand(3, 4)
     with pytest.raises(RuntimeError, match="device"):
         OPS.cauchy(x.cuda(), x, [2], [])
+    with pytest.raises(RuntimeError, match="device"):
+        OPS.chain(x[..., None].cuda(), [torch.rand(2, 1)], [torch.empty(0)], [""], [], [2], [], False, False)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
