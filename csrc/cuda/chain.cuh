@@ -107,7 +107,7 @@ __device__ __forceinline__ void activate(int op, bool loops, const ActivationTas
     using Orders = LoopOrders;
     switch (op) { TD_UNARY_OPS(TD_CASE) }
   } else {
-    using Orders = PaddedOrders<1, 2, 4, 6, highest_order>;
+    using Orders = PaddedOrders<1, 2, 4, 6, highest_chain_order>;
     switch (op) { TD_CHAIN_OPS(TD_CASE) }
   }
 #undef TD_CASE
@@ -117,22 +117,28 @@ __device__ __forceinline__ void activate(int op, bool loops, const ActivationTas
 // A tile
 // ---------------------------------------------------------------------------------------------------------------------
 
-// All methods are for all threads of the block together, and need a barrier between one that writes a buffer or an
-// image and one that reads it.
+// The tile that a block works on, and its buffers. All methods are for all threads of the block together, and need a
+// barrier between one that writes a buffer or an image and one that reads it. They are no part of the kernel's code and
+// the state is in memory, so that no registers are taken while they run.
 template <class Number>
 class ChainTile {
  public:
-  __device__ ChainTile(const ChainTask& task, int64_t tile)
-      : task_(task), tile_(tile), begin_(tile * task.tiling.points) {
-    const int64_t left = task.points - begin_;
-    points_ = left < task.tiling.points ? int(left) : task.tiling.points;
-    rows_ = points_ * task.coefficients;
-  }
+  Number* buffer[3];
 
-  __device__ Number* buffer(int n) const { return static_cast<Number*>(shared_memory()) + n * task_.tiling.buffer; }
+  // The block's first tile, and from one to the next.
+  __device__ explicit ChainTile(const ChainTask& task) : task_(task), tile_(blockIdx.x) {
+    for (int n = 0; n < 3; ++n) buffer[n] = static_cast<Number*>(shared_memory()) + n * task.tiling.buffer;
+    measure();
+  }
+  __device__ bool exists() const { return tile_ < task_.tiles; }
+  __device__ __noinline__ void advance() {
+    tile_ += gridDim.x;
+    measure();
+  }
+  __device__ bool is_first() const { return tile_ == blockIdx.x; }
 
   // Columns first... of a tensor (C, points, width), to and from a buffer.
-  __device__ void copy_in(const void* tensor, int width, int first, int columns, Number* to) const {
+  __device__ __noinline__ void copy_in(const void* tensor, int width, int first, int columns, Number* to) const {
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
       const auto* const from = static_cast<const decltype(scalar)*>(tensor);
       for_each_place(int(round_up(rows_, ChainTiling::row_step)), covered(columns), [&](int row, int column) {
@@ -141,7 +147,7 @@ class ChainTile {
       });
     });
   }
-  __device__ void copy_out(const Number* from, void* tensor, int width, int first, int columns) const {
+  __device__ __noinline__ void copy_out(const Number* from, void* tensor, int width, int first, int columns) const {
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
       auto* const to = static_cast<decltype(scalar)*>(tensor);
       for_each_place(rows_, columns, [&](int row, int column) {
@@ -151,11 +157,11 @@ class ChainTile {
   }
 
   // What is kept of layer i, from and to a buffer.
-  __device__ void keep(int i, const Number* from) const { copy(from, image(i)); }
-  __device__ void recall(int i, Number* to) const { copy(image(i), to); }
+  __device__ __noinline__ void keep(int i, const Number* from) const { copy(from, image(i)); }
+  __device__ __noinline__ void recall(int i, Number* to) const { copy(image(i), to); }
 
   // z = h weight^T + bias. For layer 0, h receives the input first.
-  __device__ void linear_layer(int i, Number* h, Number* z) const {
+  __device__ __noinline__ void linear_layer(int i, Number* h, Number* z) const {
     const CudaChainLayer& layer = task_.layer[i];
     const ChainPlaces& places = task_.places[i];
     for (int first = 0; first < layer.in; first += part_columns) {
@@ -172,19 +178,20 @@ class ChainTile {
     }
   }
 
-  __device__ void activation(int i, const Number* z, Number* h) const {
+  __device__ __noinline__ void activation(int i, const Number* z, Number* h) const {
     activate<Forward>(task_.layer[i].op, task_.loops[i], activation_task(i, z, nullptr, h));
   }
   // From the gradient of h to that of z.
-  __device__ void activation_backward(int i, const Number* gradient, const Number* z, Number* out) const {
+  __device__ __noinline__ void activation_backward(int i, const Number* gradient, const Number* z, Number* out) const {
     activate<Backward>(task_.layer[i].op, task_.loops[i], activation_task(i, gradient, z, out));
   }
 
   // Adds to the block's sums for the gradients of layer i, from that of z and columns first... of h.
-  __device__ void parameter_gradients(int i, const Number* gradient, const Number* h, int first, bool adding) const {
+  __device__ __noinline__ void parameter_gradients(int i, const Number* gradient, const Number* h, int first) const {
     const CudaChainLayer& layer = task_.layer[i];
     const ChainPlaces& places = task_.places[i];
     const int columns = part(layer.in, first);
+    const bool adding = !is_first();
     if (layer.weight_gradient != nullptr) {
       multiply_transposed({gradient, h, stride(), rows_, layer.out, covered(columns) / 8, block() + places.weight_sums,
                            first / 8, covered(layer.in) / 8, adding});
@@ -199,7 +206,7 @@ class ChainTile {
   }
 
   // From the gradient of z to columns first... of that of h.
-  __device__ void linear_backward(int i, const Number* gradient, int first, Number* out) const {
+  __device__ __noinline__ void linear_backward(int i, const Number* gradient, int first, Number* out) const {
     const CudaChainLayer& layer = task_.layer[i];
     const int columns = part(layer.in, first);
     multiply({gradient, out, stride(), rows_, packed(task_.places[i].transposed, layer.in), first / 8,
@@ -212,6 +219,12 @@ class ChainTile {
   }
 
  private:
+  __device__ void measure() {
+    begin_ = tile_ * task_.tiling.points;
+    const int64_t left = task_.points - begin_;
+    points_ = left < task_.tiling.points ? int(left) : task_.tiling.points;
+    rows_ = points_ * task_.coefficients;
+  }
   __device__ int stride() const { return task_.tiling.stride; }
   __device__ static int groups(int columns) { return covered(columns) / Slot<Number>::group; }
   __device__ const Number* numbers() const { return static_cast<const Number*>(task_.packed); }
@@ -280,6 +293,11 @@ class ChainTile {
 // The kernels
 // ---------------------------------------------------------------------------------------------------------------------
 
+// Blocks of most_threads that a multiprocessor has registers for: with 128 for a thread, the compiler needs to spill
+// none; float64 takes more.
+template <class Number>
+inline constexpr int least_blocks = sizeof(Number) == sizeof(float) ? 2 : 1;
+
 template <class T>
 __device__ __forceinline__ void exchange(T& a, T& b) {
   const T before = a;
@@ -288,10 +306,10 @@ __device__ __forceinline__ void exchange(T& a, T& b) {
 }
 
 template <class Number>
-__global__ void __launch_bounds__(ChainTiling::most_threads, 1) chain_forward(const __grid_constant__ ChainTask task) {
-  for (int64_t t = blockIdx.x; t < task.tiles; t += gridDim.x) {
-    const ChainTile<Number> tile(task, t);
-    Number *h = tile.buffer(0), *z = tile.buffer(1);
+__global__ void __launch_bounds__(ChainTiling::most_threads, least_blocks<Number>)
+    chain_forward(const __grid_constant__ ChainTask task) {
+  for (ChainTile<Number> tile(task); tile.exists(); tile.advance()) {
+    Number *&h = tile.buffer[0], *&z = tile.buffer[1];
     for (int i = 0; i < task.layers; ++i) {
       tile.linear_layer(i, h, z);
       if (task.saved != nullptr && i < task.images) tile.keep(i, z);
@@ -309,12 +327,11 @@ __global__ void __launch_bounds__(ChainTiling::most_threads, 1) chain_forward(co
 }
 
 template <class Number>
-__global__ void __launch_bounds__(ChainTiling::most_threads, 1) chain_backward(const __grid_constant__ ChainTask task) {
-  const int last = task.layers - 1;
-  for (int64_t t = blockIdx.x; t < task.tiles; t += gridDim.x) {
-    const ChainTile<Number> tile(task, t);
-    const bool adding = t != blockIdx.x;
-    Number *g = tile.buffer(0), *z = tile.buffer(1), *next = tile.buffer(2);
+__global__ void __launch_bounds__(ChainTiling::most_threads, least_blocks<Number>)
+    chain_backward(const __grid_constant__ ChainTask task) {
+  for (ChainTile<Number> tile(task); tile.exists(); tile.advance()) {
+    Number *&g = tile.buffer[0], *&z = tile.buffer[1], *&next = tile.buffer[2];
+    const int last = task.layers - 1, out = task.layer[last].out;
     if (task.saved == nullptr) {
       for (int i = 0; i < task.images; ++i) {
         tile.linear_layer(i, g, z);
@@ -328,7 +345,6 @@ __global__ void __launch_bounds__(ChainTiling::most_threads, 1) chain_backward(c
         __syncthreads();
       }
     }
-    const int out = task.layer[last].out;
     tile.copy_in(task.grad, out, 0, out, g);
     if (task.layer[last].op >= 0) tile.recall(last, z);
     __syncthreads();
@@ -340,7 +356,6 @@ __global__ void __launch_bounds__(ChainTiling::most_threads, 1) chain_backward(c
         tile.activation_backward(i, g, z, next);
         __syncthreads();
       }
-      const int in = task.layer[i].in;
       if (i > 0) {
         tile.recall(i - 1, z);
         __syncthreads();
@@ -350,23 +365,23 @@ __global__ void __launch_bounds__(ChainTiling::most_threads, 1) chain_backward(c
           tile.activation(i - 1, z, g);
         }
         __syncthreads();
-        tile.parameter_gradients(i, next, g, 0, adding);
+        tile.parameter_gradients(i, next, g, 0);
         __syncthreads();
         tile.linear_backward(i, next, 0, g);
         __syncthreads();
-      } else {
-        for (int first = 0; first < in; first += part_columns) {
-          const int columns = tile.part(in, first);
-          tile.copy_in(task.x, in, first, columns, g);
-          __syncthreads();
-          tile.parameter_gradients(0, next, g, first, adding);
-          __syncthreads();
-          if (task.dx == nullptr) continue;
-          tile.linear_backward(0, next, first, g);
-          __syncthreads();
-          tile.copy_out(g, task.dx, in, first, columns);
-          __syncthreads();
-        }
+        continue;
+      }
+      const int in = task.layer[0].in;
+      for (int first = 0; first < in; first += part_columns) {
+        tile.copy_in(task.x, in, first, tile.part(in, first), g);
+        __syncthreads();
+        tile.parameter_gradients(0, next, g, first);
+        __syncthreads();
+        if (task.dx == nullptr) continue;
+        tile.linear_backward(0, next, first, g);
+        __syncthreads();
+        tile.copy_out(g, task.dx, in, first, tile.part(in, first));
+        __syncthreads();
       }
     }
   }

@@ -81,7 +81,7 @@ namespace {
 // Whether the op's activation, at the chain's order, has unrolled code.
 bool is_unrolled(int op, int order) {
 #define TD_CASE(Op) || op == Place::Op
-  return op < 0 || (order <= highest_order && (false TD_CHAIN_OPS(TD_CASE)));
+  return op < 0 || (order <= highest_chain_order && (false TD_CHAIN_OPS(TD_CASE)));
 #undef TD_CASE
 }
 

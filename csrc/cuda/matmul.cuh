@@ -81,7 +81,7 @@ struct Sums {
   // Adds products of rows row.. of a by rows column.. of b, over the first `groups` groups of the summation index.
   template <class A, class B>
   __device__ __forceinline__ void add_product(const A& a, int row, const B& b, int column, int groups) {
-#pragma unroll 2
+#pragma unroll 1
     for (int g = 0; g < groups; g += Mma::groups) {
       typename Mma::Right right[tiles];
 #pragma unroll
