@@ -179,12 +179,14 @@ def check_float_fragments(
 
 
 def test_double_fragments(library: ctypes.CDLL) -> None:
-    a, b, d = (torch.randn(*shape, dtype=torch.float64) for shape in ((8, 4), (4, 8), (8, 8)))
-    d_parts = torch.stack([d[GROUP, 2 * THREAD + i] for i in range(2)], 1).contiguous()
-    a_parts, b_parts = a[GROUP, THREAD].contiguous(), b[THREAD, GROUP].contiguous()
+    a, b, d = (torch.randn(*shape, dtype=torch.float64) for shape in ((16, 8), (8, 8), (16, 8)))
+    a_parts = torch.stack([a[GROUP + 8 * (i % 2), THREAD + 4 * (i // 2)] for i in range(4)], 1).contiguous()
+    b_parts = torch.stack([b[THREAD + 4 * i, GROUP] for i in range(2)], 1).contiguous()
+    places = [(GROUP + 8 * (i // 2), 2 * THREAD + i % 2) for i in range(4)]
+    d_parts = torch.stack([d[place] for place in places], 1).contiguous()
     library.multiply_double_fragments(pointer(a_parts), pointer(b_parts), pointer(d_parts))
-    for i in range(2):
-        torch.testing.assert_close(d_parts[:, i], (d + a @ b)[GROUP, 2 * THREAD + i])
+    for i, place in enumerate(places):
+        torch.testing.assert_close(d_parts[:, i], (d + a @ b)[place])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
             chain_agrees(chains, Case((2, 32, 16, 32, 1), ("tanh",) * 3 + ("",)), dtype, tf32=tf32)
     kernels = set(re.findall(r"(\w+<.*>)\(ChainTask", listed(library.launched())))
     functions = listed(library.entered())
-    products = set(re.findall(r"(linear|outer)\(.*\[with Mma = (\S+); int tiles = (\d)", functions))
+    products = set(re.findall(r"(linear|outer)\(.*\[with Arithmetic = (\S+); int tiles = (\d)", functions))
     activations = re.findall(r" P = (\w+)<(\w+)>; Number = (\w+); Orders = (\w+)", functions)
     with capsys.disabled():
         for kernel in sorted(kernels):
@@ -225,9 +227,11 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
             print(f"\nactivation {' '.join(group):36} {count:3} ops", end="")  # noqa: T201
     assert kernels == {
         *(f"{name}<{number}>" for name in ("chain_forward", "chain_backward") for number in NUMBERS),
-        *(f"pack_chain<{'double' if s == 'double' else 'float'}, {s}>" for s in STORAGES),
-        *(f"reduce_chain<float, {s}, FloatMma>" for s in STORAGES[:3]),
-        "reduce_chain<double, double, DoubleMma>",
+        *(
+            f"{name}<{'double' if storage == 'double' else 'float'}, {storage}>"
+            for name in ("pack_chain", "reduce_chain")
+            for storage in STORAGES
+        ),
     }
     assert products == {(name, mma, tiles) for name in ("linear", "outer") for mma in MMAS for tiles in "24"}
     for number in NUMBERS:

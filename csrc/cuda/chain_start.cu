@@ -48,31 +48,51 @@ __global__ void __launch_bounds__(256, 1) pack_chain(const __grid_constant__ Cha
   }
 }
 
-// The gradients of weights and biases: the sums of all blocks, always added in the same order.
-template <class Number, class S, class Mma>
-__global__ void __launch_bounds__(256, 1) reduce_chain(const __grid_constant__ ChainTask task, int blocks) {
-  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
-  const auto total = [&](int64_t place) {
-    const Number* p = static_cast<const Number*>(task.blocks) + place;
-    Number sum(0);
-#pragma unroll 8
-    for (int block = 0; block < blocks; ++block) sum += p[block * task.block_numbers];
-    return sum;
+// The gradients of weights and biases: the sums of all blocks, always added in the same order. Each warp adds those of
+// every 8th block, neighbouring threads adjacent numbers; then a thread adds the warps' results.
+constexpr int reducing_warps = 8;
+
+template <class Number, class S>
+__global__ void __launch_bounds__(32 * reducing_warps, 1)
+    reduce_chain(const __grid_constant__ ChainTask task, int blocks) {
+  Number* const of_warps = static_cast<Number*>(shared_memory());
+  const int warp = threadIdx.x / 32;
+  // store(n, sum) for numbers n < count, whose sums in a block stand from `first` on.
+  const auto reduce = [&](int64_t first, int64_t count, const auto& store) {
+    for (int64_t begin = int64_t(blockIdx.x) * 32; begin < count; begin += int64_t(gridDim.x) * 32) {
+      const int64_t n = begin + lane();
+      Number sum(0);
+      if (n < count) {
+        const Number* const numbers = static_cast<const Number*>(task.blocks) + first + n;
+#pragma unroll 4
+        for (int block = warp; block < blocks; block += reducing_warps) sum += numbers[block * task.block_numbers];
+      }
+      of_warps[threadIdx.x] = sum;
+      __syncthreads();
+      if (warp == 0 && n < count) {
+        for (int other = 1; other < reducing_warps; ++other) sum += of_warps[other * 32 + lane()];
+        store(n, sum);
+      }
+      __syncthreads();
+    }
   };
   for (int i = 0; i < task.layers; ++i) {
     const CudaChainLayer& layer = task.layer[i];
     const ChainPlaces& places = task.places[i];
     if (layer.weight_gradient != nullptr) {
-      for (int64_t at = thread; at < int64_t(layer.out) * layer.in; at += threads) {
-        const int out = int(at / layer.in), in = int(at % layer.in);
-        narrow(total(places.weight_sums + weight_gradient_place<Mma>(out, in, covered(layer.in) / 8)),
-               static_cast<S*>(layer.weight_gradient)[at]);
-      }
+      const int tiles = covered(layer.in) / 8;
+      reduce(places.weight_sums, round_up(layer.out, ChainTiling::row_step) * covered(layer.in),
+             [&](int64_t n, Number sum) {
+        int out, in;
+        weight_gradient_at<Number>(n, tiles, out, in);
+        if (out < layer.out && in < layer.in) {
+          narrow(sum, static_cast<S*>(layer.weight_gradient)[int64_t(out) * layer.in + in]);
+        }
+      });
     }
     if (layer.bias_gradient == nullptr) continue;
-    for (int64_t at = thread; at < layer.out; at += threads) {
-      narrow(total(places.bias_sums + at), static_cast<S*>(layer.bias_gradient)[at]);
-    }
+    reduce(places.bias_sums, layer.out,
+           [&](int64_t n, Number sum) { narrow(sum, static_cast<S*>(layer.bias_gradient)[n]); });
   }
 }
 
@@ -118,7 +138,7 @@ ChainTask plan(const CudaChain& chain, bool backward, const CudaDevice& device) 
   return {chain, ChainTiling(chain.coefficients, widest, bytes, backward, chain.points, device), backward};
 }
 
-template <class Number, class S, class Mma>
+template <class Number, class S>
 struct Start {
   const CudaChain& chain;
   int device;
@@ -157,7 +177,10 @@ struct Start {
     const int packing = int(std::min<int64_t>((task.packed_numbers + 255) / 256, most_blocks));
     launch(check, packing, 256, 0, &pack_chain<Number, S>, task, backward);
     launch(check, blocks, threads, shared_bytes, kernel, task);
-    if (backward) launch(check, packing, 256, 0, &reduce_chain<Number, S, Mma>, task, blocks);
+    if (backward) {
+      launch(check, packing, 32 * reducing_warps, 32 * reducing_warps * int(sizeof(Number)), &reduce_chain<Number, S>,
+             task, blocks);
+    }
     return check.message();
   }
 
@@ -186,13 +209,13 @@ struct Start {
 const char* start(const CudaChain& chain, int device, const CudaAllocate& allocate, bool backward) {
   switch (chain.arithmetic) {
     case ChainArithmetic::f64:
-      return Start<double, double, DoubleMma>{chain, device, allocate}(backward);
+      return Start<double, double>{chain, device, allocate}(backward);
     case ChainArithmetic::f16:
-      return Start<float, __half, FloatMma>{chain, device, allocate}(backward);
+      return Start<float, __half>{chain, device, allocate}(backward);
     case ChainArithmetic::bf16:
-      return Start<float, __nv_bfloat16, FloatMma>{chain, device, allocate}(backward);
+      return Start<float, __nv_bfloat16>{chain, device, allocate}(backward);
     default:
-      return Start<float, float, FloatMma>{chain, device, allocate}(backward);
+      return Start<float, float>{chain, device, allocate}(backward);
   }
 }
 

@@ -60,10 +60,10 @@ struct PackedOperand {
 };
 
 // Sums of 32 rows and 8 * tiles columns.
-template <class Mma, int tiles>
+template <class Arithmetic, int tiles>
 struct Sums {
-  static constexpr int row_tiles = ChainTiling::row_step / Mma::rows;
-  typename Mma::Number of[row_tiles][tiles][Mma::sums];
+  static constexpr int row_tiles = ChainTiling::row_step / Arithmetic::rows;
+  typename Arithmetic::Number of[row_tiles][tiles][Arithmetic::sums];
 
   // f(sum, row, column), relative to the block, for each of them that this thread holds.
   template <class F>
@@ -73,7 +73,8 @@ struct Sums {
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < Mma::sums; ++e) f(of[i][j][e], i * Mma::rows + Mma::row(e), j * 8 + Mma::column(e));
+        for (int e = 0; e < Arithmetic::sums; ++e)
+          f(of[i][j][e], i * Arithmetic::rows + Arithmetic::row(e), j * 8 + Arithmetic::column(e));
       }
     }
   }
@@ -82,17 +83,18 @@ struct Sums {
   template <class A, class B>
   __device__ __forceinline__ void add_product(const A& a, int row, const B& b, int column, int groups) {
 #pragma unroll 1
-    for (int g = 0; g < groups; g += Mma::groups) {
-      typename Mma::Right right[tiles];
+    for (int g = 0; g < groups; g += Arithmetic::groups) {
+      typename Arithmetic::Right right[tiles];
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
-        right[j] = Mma::right([&](int group) { return b.slot(column + j * 8, g + group); });
+        right[j] = Arithmetic::right([&](int group) { return b.slot(column + j * 8, g + group); });
       }
 #pragma unroll
       for (int i = 0; i < row_tiles; ++i) {
-        const auto left = Mma::left([&](int r, int group) { return a.slot(row + i * Mma::rows + r, g + group); });
+        const auto left =
+            Arithmetic::left([&](int r, int group) { return a.slot(row + i * Arithmetic::rows + r, g + group); });
 #pragma unroll
-        for (int j = 0; j < tiles; ++j) Mma::multiply(of[i][j], left, right[j]);
+        for (int j = 0; j < tiles; ++j) Arithmetic::multiply(of[i][j], left, right[j]);
       }
     }
   }
@@ -102,7 +104,7 @@ struct Sums {
   template <class A, class B, class Start>
   __device__ __forceinline__ void repair(const A& a, int row, const B& b, int column, int groups, int rows,
                                          const Start& start) {
-    using Number = typename Mma::Number;
+    using Number = typename Arithmetic::Number;
     Number not_finite(0);
     for_each([&](Number& sum, int r, int) {
       if (row + r < rows) not_finite += sum * Number(0);
@@ -137,10 +139,10 @@ struct LinearTask {
   bool adding;
 };
 
-template <class Mma, int tiles>
-__device__ __noinline__ void linear(const LinearTask<typename Mma::Number>& task) {
+template <class Arithmetic, int tiles>
+__device__ __noinline__ void linear(const LinearTask<typename Arithmetic::Number>& task) {
   TD_TRACE;
-  using Number = typename Mma::Number;
+  using Number = typename Arithmetic::Number;
   const int blocks = int(round_up(task.rows, ChainTiling::row_step)) / ChainTiling::row_step;
   const int jobs = blocks * (task.tiles / tiles), warps = blockDim.x / 32;
   for (int job = threadIdx.x / 32; job < jobs; job += warps) {
@@ -148,10 +150,10 @@ __device__ __noinline__ void linear(const LinearTask<typename Mma::Number>& task
     const RowOperand<Number> a{task.a, task.stride};
     Number* const out = task.out + row * task.stride + column;
     const auto start = [&](int r, int c) { return task.adding ? out[r * task.stride + c] : Number(0); };
-    Sums<Mma, tiles> sums;
+    Sums<Arithmetic, tiles> sums;
     sums.for_each([&](Number& sum, int r, int c) { sum = start(r, c); });
     sums.add_product(a, row, task.weight, task.first_tile * 8 + column, task.groups);
-    if constexpr (Mma::splits) {
+    if constexpr (Arithmetic::splits) {
       sums.repair(a, row, task.weight, task.first_tile * 8 + column, task.groups, task.rows, start);
     }
     sums.for_each([&](Number& sum, int r, int c) {
@@ -163,8 +165,9 @@ __device__ __noinline__ void linear(const LinearTask<typename Mma::Number>& task
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < Mma::sums; e += 2) {
-          Number* const to = out + (i * Mma::rows + Mma::row(e)) * task.stride + j * 8 + Mma::column(e);
+        for (int e = 0; e < Arithmetic::sums; e += 2) {
+          Number* const to =
+              out + (i * Arithmetic::rows + Arithmetic::row(e)) * task.stride + j * 8 + Arithmetic::column(e);
           *reinterpret_cast<Two<Number>*>(to) = {sums.of[i][j][e], sums.of[i][j][e + 1]};
         }
       }
@@ -173,7 +176,7 @@ __device__ __noinline__ void linear(const LinearTask<typename Mma::Number>& task
 }
 
 // sums += a^T b, over the tile's rows: the gradient of a weight. The sums of a thread stand together, in the order of
-// weight_gradient_place(): this is global memory.
+// weight_gradient_at(): this is global memory.
 template <class Number>
 struct OuterTask {
   const Number *a, *b;
@@ -186,18 +189,20 @@ struct OuterTask {
   bool adding;                // else the sums are set
 };
 
-// Where the sum of (row, column) is.
-template <class Mma>
-__device__ __forceinline__ int64_t weight_gradient_place(int row, int column, int all_tiles) {
-  const int64_t tile = int64_t(row / Mma::rows) * all_tiles + column / 8;
-  const int thread = row % 8 * 4 + column % 8 / 2, e = row % Mma::rows / 8 * 2 + column % 2;
-  return (tile * 32 + thread) * Mma::sums + e;
+// Which row and column the n-th of the sums belongs to.
+template <class Number>
+__device__ __forceinline__ void weight_gradient_at(int64_t n, int all_tiles, int& row, int& column) {
+  using M = Mma<Number>;
+  const int e = n % M::sums, thread = n / M::sums % 32;
+  const int64_t tile = n / M::sums / 32;
+  row = int(tile / all_tiles) * M::rows + M::row(e, thread);
+  column = int(tile % all_tiles) * 8 + M::column(e, thread);
 }
 
-template <class Mma, int tiles>
-__device__ __noinline__ void outer(const OuterTask<typename Mma::Number>& task) {
+template <class Arithmetic, int tiles>
+__device__ __noinline__ void outer(const OuterTask<typename Arithmetic::Number>& task) {
   TD_TRACE;
-  using Number = typename Mma::Number;
+  using Number = typename Arithmetic::Number;
   const int blocks = int(round_up(task.a_columns, ChainTiling::row_step)) / ChainTiling::row_step;
   const int jobs = blocks * (task.b_tiles / tiles), warps = blockDim.x / 32;
   // Rows up to the next multiple are zero.
@@ -205,20 +210,20 @@ __device__ __noinline__ void outer(const OuterTask<typename Mma::Number>& task) 
   for (int job = threadIdx.x / 32; job < jobs; job += warps) {
     const int row = job % blocks * ChainTiling::row_step, column = job / blocks * tiles * 8;
     const ColumnOperand<Number> a{task.a, task.stride}, b{task.b, task.stride};
-    Sums<Mma, tiles> sums;
+    Sums<Arithmetic, tiles> sums;
     sums.for_each([&](Number& sum, int, int) { sum = Number(0); });
     sums.add_product(a, row, b, column, groups);
-    if constexpr (Mma::splits) {
+    if constexpr (Arithmetic::splits) {
       sums.repair(a, row, b, column, groups, task.a_columns, [](int, int) { return Number(0); });
     }
 #pragma unroll
     for (int i = 0; i < sums.row_tiles; ++i) {
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
-        const int64_t tile = int64_t(row / Mma::rows + i) * task.all_tiles + task.first_tile + column / 8 + j;
-        auto* const to = reinterpret_cast<Two<Number>*>(task.sums + (tile * 32 + lane()) * Mma::sums);
+        const int64_t tile = int64_t(row / Arithmetic::rows + i) * task.all_tiles + task.first_tile + column / 8 + j;
+        auto* const to = reinterpret_cast<Two<Number>*>(task.sums + (tile * 32 + lane()) * Arithmetic::sums);
 #pragma unroll
-        for (int e = 0; e < Mma::sums; e += 2) {
+        for (int e = 0; e < Arithmetic::sums; e += 2) {
           Two<Number> sum{sums.of[i][j][e], sums.of[i][j][e + 1]};
           if (task.adding) {
             const Two<Number> before = to[e / 2];

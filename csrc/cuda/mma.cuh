@@ -1,6 +1,6 @@
 // Kinds of matrix arithmetic, each with the parts of its fragments that a thread holds.
 //
-// The matrix units multiply 16 (float64: 8) rows by 8 columns. In the summation index they take groups of 8 numbers
+// The matrix units multiply 16 rows by 8 columns. In the summation index they take groups of 8 numbers
 // (float64: 4), of which a thread holds a Slot: 8 bytes. Which numbers of the group these are is the operands' choice
 // (matmul.cuh), so long as both choose the same: a sum may be taken in any order.
 //
@@ -44,15 +44,16 @@ __device__ __forceinline__ float float_of(uint32_t bits) {
   return x;
 }
 
-// What the arithmetics with float32 sums have in common.
-struct FloatMma {
-  using Number = float;
+// What the arithmetics have in common.
+template <class Number_>
+struct Mma {
+  using Number = Number_;
   static constexpr int rows = 16, sums = 4;
-  __device__ static int row(int e) { return lane() / 4 + e / 2 * 8; }
-  __device__ static int column(int e) { return lane() % 4 * 2 + e % 2; }
+  __device__ static int row(int e, int thread = lane()) { return thread / 4 + e / 2 * 8; }
+  __device__ static int column(int e, int thread = lane()) { return thread % 4 * 2 + e % 2; }
 };
 
-struct Tf32Mma : FloatMma {
+struct Tf32Mma : Mma<float> {
   static constexpr int groups = 1;
   static constexpr bool splits = false;
   struct Left {
@@ -77,7 +78,7 @@ struct Tf32Mma : FloatMma {
 
 // Each number is the sum of two that TF32 can hold, but for its last two bits: x y = X Y + X y' + x' Y + (x' y', left
 // out).
-struct SplitTf32Mma : FloatMma {
+struct SplitTf32Mma : Mma<float> {
   static constexpr int groups = 1;
   static constexpr bool splits = true;
   template <int size>
@@ -118,7 +119,7 @@ struct SplitTf32Mma : FloatMma {
 
 // Numbers are rounded to S, 16 bits.
 template <class S>
-struct HalfMma : FloatMma {
+struct HalfMma : Mma<float> {
   static constexpr int groups = 2;
   static constexpr bool splits = false;
   using Left = Tf32Mma::Left;
@@ -148,23 +149,24 @@ struct HalfMma : FloatMma {
   }
 };
 
-struct DoubleMma {
-  using Number = double;
-  static constexpr int rows = 8, groups = 1, sums = 2;
+struct DoubleMma : Mma<double> {
+  static constexpr int groups = 2;
   static constexpr bool splits = false;
-  using Left = double;
-  using Right = double;
-  __device__ static int row(int) { return lane() / 4; }
-  __device__ static int column(int e) { return lane() % 4 * 2 + e; }
+  struct Left {
+    double part[4];
+  };
+  struct Right {
+    double part[2];
+  };
   template <class F>
   __device__ static Left left(const F& slot) {
-    return slot(0, 0).first;
+    return {{slot(0, 0).first, slot(8, 0).first, slot(0, 1).first, slot(8, 1).first}};
   }
   template <class F>
   __device__ static Right right(const F& slot) {
-    return slot(0).first;
+    return {{slot(0).first, slot(1).first}};
   }
-  __device__ static void multiply(double (&sum)[sums], Left l, Right r) { mma_f64(sum, l, r); }
+  __device__ static void multiply(double (&sum)[sums], const Left& l, const Right& r) { mma_f64(sum, l.part, r.part); }
 };
 
 TD_NAMESPACE_END

@@ -12,7 +12,7 @@ void* shared_memory();
 
 // A warp's 32 threads each put in `bytes` and wait for each other: then all see what the others put in.
 struct Exchange {
-  static constexpr int most_bytes = 32;
+  static constexpr int most_bytes = 48;
   alignas(16) unsigned char of[32][most_bytes];
 };
 const Exchange& exchange(const void* mine, int bytes);
@@ -25,7 +25,7 @@ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 uint32_t rounded_to_tf32(float x);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-void mma_f64(double (&d)[2], double a, double b);
+void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]);
 inline void* shared_memory() { return host_run::shared_memory(); }
 
 }  // namespace taylorderiv

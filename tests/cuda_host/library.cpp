@@ -99,8 +99,8 @@ void set_device(int multiprocessors, int shared_bytes) {
   host_run::state.shared_bytes = shared_bytes;
 }
 
-// d += a b by one warp, with fragments as the PTX manual has them for m16n8k8 (tf32: kind 0) and m16n8k16 (float16: 1,
-// bfloat16: 2); numbers as registers hold them, two of 16 bits in one.
+// d += a b by one warp, with fragments as the PTX manual has them for m16n8k8 (tf32: kind 0; float64) and m16n8k16
+// (float16: 1, bfloat16: 2); numbers as registers hold them, two of 16 bits in one.
 void multiply_fragments(int kind, const uint32_t (*a)[4], const uint32_t (*b)[2], float (*d)[4]) {
   blockDim = 32;
   host_run::run_block([&] {
@@ -108,7 +108,7 @@ void multiply_fragments(int kind, const uint32_t (*a)[4], const uint32_t (*b)[2]
     kind == 0 ? mma_tf32(d[l], a[l], b[l]) : kind == 1 ? mma_f16(d[l], a[l], b[l]) : mma_bf16(d[l], a[l], b[l]);
   }, 0);
 }
-void multiply_double_fragments(const double* a, const double* b, double (*d)[2]) {
+void multiply_double_fragments(const double (*a)[4], const double (*b)[2], double (*d)[4]) {
   blockDim = 32;
   host_run::run_block([&] { mma_f64(d[threadIdx.x], a[threadIdx.x], b[threadIdx.x]); }, 0);
 }

@@ -9,18 +9,18 @@ namespace taylorderiv {
 
 namespace {
 
-struct FloatFragments {
-  uint32_t a[4], b[2];
+// What a thread holds of a and b.
+template <class Register>
+struct Fragments {
+  Register a[4], b[2];
 };
 
-// d += a b, with a(fragments of a lane, register) where row r, k of a 16-row operand is register `place`, and so on.
-template <class Left, class Right>
-void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int depth, const Left& left,
-              const Right& right) {
-  FloatFragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+// d += a b. left(of, row, k) and right(of, k, column) are numbers of a and b, of(lane) being the fragments of a lane.
+template <class Number, class Register, class Left, class Right>
+void multiply(Number (&d)[4], const Fragments<Register>& mine, int depth, const Left& left, const Right& right) {
   const host_run::Exchange& all = host_run::exchange(&mine, sizeof(mine));
-  const auto of = [&](int lane) -> const FloatFragments& {
-    return *reinterpret_cast<const FloatFragments*>(all.of[lane]);
+  const auto of = [&](int lane) -> const Fragments<Register>& {
+    return *reinterpret_cast<const Fragments<Register>*>(all.of[lane]);
   };
   const int group = threadIdx.x % 32 / 4, thread = threadIdx.x % 4;
   for (int i = 0; i < 4; ++i) {
@@ -36,7 +36,7 @@ uint16_t half_of(uint32_t bits, int i) { return uint16_t(bits >> 16 * i); }
 
 template <class Number>
 void multiply_16_bit(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Number& number) {
-  multiply(d, a, b, 16, [&](const auto& of, int row, int k) {
+  multiply(d, Fragments<uint32_t>{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 16, [&](const auto& of, int row, int k) {
     return number(half_of(of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k % 2));
   }, [&](const auto& of, int k, int column) { return number(half_of(of(column * 4 + k % 8 / 2).b[k / 8], k % 2)); });
 }
@@ -44,7 +44,7 @@ void multiply_16_bit(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }  // namespace
 
 void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply(d, a, b, 8, [](const auto& of, int row, int k) {
+  multiply(d, Fragments<uint32_t>{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 8, [](const auto& of, int row, int k) {
     return tf32(of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]);
   }, [](const auto& of, int k, int column) { return tf32(of(column * 4 + k % 4).b[k / 4]); });
 }
@@ -62,14 +62,10 @@ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   multiply_16_bit(d, a, b, [](uint16_t bits) { return __half2float({std::bit_cast<_Float16>(bits)}); });
 }
 
-void mma_f64(double (&d)[2], double a, double b) {
-  const double mine[2] = {a, b};
-  const host_run::Exchange& all = host_run::exchange(mine, sizeof(mine));
-  const auto of = [&](int lane, int i) { return reinterpret_cast<const double*>(all.of[lane])[i]; };
-  const int group = threadIdx.x % 32 / 4, thread = threadIdx.x % 4;
-  for (int i = 0; i < 2; ++i) {
-    for (int k = 0; k < 4; ++k) d[i] += of(group * 4 + k, 0) * of((2 * thread + i) * 4 + k, 1);
-  }
+void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]) {
+  const Fragments<double> mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  multiply(d, mine, 8, [](const auto& of, int row, int k) { return of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]; },
+           [](const auto& of, int k, int column) { return of(column * 4 + k % 4).b[k / 4]; });
 }
 
 }  // namespace taylorderiv
