@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <exception>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +42,18 @@ inline int unary_op_index(const std::string& name, const std::vector<double>& pa
   STD_TORCH_CHECK(int(params.size()) == unary_op_infos[index].params, "taylorderiv: op '", name, "' takes ",
                   unary_op_infos[index].params, " params, got ", params.size());
   return index;
+}
+
+// An uninitialized tensor on the device of `like`, and of its dtype unless given.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+  try {
+    return torch::stable::new_empty(like, sizes, dtype);
+  } catch (const std::exception&) {  // which, by the stable ABI, doesn't say why
+    int64_t numbers = 1;
+    for (const int64_t size : sizes) numbers *= size;
+    STD_TORCH_CHECK(false, "taylorderiv: out of memory: PyTorch can't allocate a tensor of ", numbers, " numbers");
+  }
 }
 
 // Calls f(S{}) with S = float or double, the tensor's dtype.

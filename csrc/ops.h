@@ -22,7 +22,7 @@ struct Ops {
     const CheckedLayout layout(std::move(orders), std::move(weights));
     const int index = unary_op_index(op, params);
     check_coefficients("x", x, x, layout);
-    Tensor y = torch::stable::empty_like(x);
+    Tensor y = new_tensor(x, x.sizes());
     Backend::forward(index, params, layout.view, x, y);
     return y;
   }
@@ -32,7 +32,7 @@ struct Ops {
     const int index = unary_op_index(op, params);
     check_coefficients("x", x, x, layout);
     check_coefficients("grad", grad, x, layout);
-    Tensor dx = torch::stable::empty_like(x);
+    Tensor dx = new_tensor(x, x.sizes());
     Backend::backward(index, params, layout.view, grad, x, dx);
     return dx;
   }
@@ -44,7 +44,7 @@ struct Ops {
     check_coefficients("x", x, x, layout);
     check_coefficients("grad", grad, x, layout);
     check_coefficients("grad_grad", grad_grad, x, layout);
-    Tensor dgrad = torch::stable::empty_like(x), dx = torch::stable::empty_like(x);
+    Tensor dgrad = new_tensor(x, x.sizes()), dx = new_tensor(x, x.sizes());
     Backend::double_backward(index, params, layout.view, grad_grad, grad, x, dgrad, dx);
     return {dgrad, dx};
   }
@@ -53,7 +53,7 @@ struct Ops {
     const CheckedLayout layout(std::move(orders), std::move(weights));
     check_coefficients("a", a, a, layout);
     check_coefficients("b", b, a, layout);
-    Tensor y = torch::stable::empty_like(a);
+    Tensor y = new_tensor(a, a.sizes());
     Backend::cauchy(layout.view, a, b, y);
     return y;
   }
@@ -62,7 +62,7 @@ struct Ops {
     const CheckedLayout layout(std::move(orders), std::move(weights));
     check_coefficients("b", b, b, layout);
     check_coefficients("grad", grad, b, layout);
-    Tensor da = torch::stable::empty_like(b);
+    Tensor da = new_tensor(b, b.sizes());
     Backend::correlate(layout.view, b, grad, da);
     return da;
   }

@@ -177,7 +177,7 @@ def test_no_memory_for_a_chain() -> None:
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**22) / total)
     try:
-        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        with pytest.raises(RuntimeError, match="out of memory"):
             derivatives(model, torch.rand(2**20, 1, device="cuda"), 4)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from chain_agreement import (
 )
 from cuda_host import build
 
-from taylorderiv import build_info
+from taylorderiv import _C, build_info
 from taylorderiv.layout import Layout
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
@@ -124,6 +125,24 @@ def test_too_many_coefficients(chains: Chains) -> None:
         chains(random_inputs(Case((2, 256), ("",), Layout((1,) * 200)), torch.float32))
 
 
+@by_float
+@pytest.mark.parametrize("coefficients", [6, 33, 65, 97])
+@pytest.mark.parametrize("width", [1, 64, 200, 256])
+def test_what_is_said_to_fit_fits(
+    chains: Chains, library: ctypes.CDLL, width: int, coefficients: int, dtype: torch.dtype
+) -> None:
+    case = Case((width, width), ("",), Layout((1,) * (coefficients - 1)), 1)
+    for device in (H200, LITTLE_MEMORY):
+        library.set_device(*device)
+        try:
+            chains(random_inputs(case, dtype))
+            fits = True
+        except RuntimeError as error:
+            assert "don't fit" in str(error)  # noqa: PT017
+            fits = False
+        assert fits == _C.cuda_chain_fits(coefficients, width, width, dtype.itemsize, device[1])
+
+
 def test_another_dtype(chains: Chains) -> None:
     with pytest.raises(RuntimeError, match="must be float32, float64, float16 or bfloat16"):
         chains(random_inputs(Case((2, 2), ("",)), torch.int32))
@@ -136,6 +155,14 @@ def test_a_failing_launch(chains: Chains, library: ctypes.CDLL) -> None:
             chains(random_inputs(SHAPES[2], torch.float32))
     finally:
         library.set_failing(0)
+
+
+def test_no_memory(chains: Chains) -> None:
+    """For a result larger than the address space, of a tensor of which only a few pages exist."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    x = torch.frombuffer(mmap.mmap(-1, 2**40, flags=flags), dtype=torch.float32).view(2, -1, 1)
+    with pytest.raises(RuntimeError, match="out of memory: PyTorch can't allocate a tensor of 70368744177664 numbers"):
+        chains.ops.chain(x, [torch.rand(256, 1)], [torch.empty(0)], [""], [], [1], [], False, False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

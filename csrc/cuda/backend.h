@@ -88,7 +88,7 @@ struct Cuda {
                   {},
                   current_cuda_stream(device),
                   [&](int64_t bytes) {
-      scratch = torch::stable::new_empty(first, {bytes}, ScalarType::Byte);
+      scratch = new_tensor(first, {bytes}, ScalarType::Byte);
       return scratch->mutable_data_ptr();
     }};
     std::copy(params.begin(), params.end(), call.params.values);

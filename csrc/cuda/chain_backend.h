@@ -30,14 +30,14 @@ class CudaChainOps {
     const Layers layers = arguments.layers();
     std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
     sizes.back() = layers.back().out;
-    Tensor y = torch::stable::new_empty(x, sizes), saved = torch::stable::new_empty(x, {0});
+    Tensor y = new_tensor(x, sizes), saved = new_tensor(x, {0});
     CudaChain chain = describe(arguments, layers, x, tf32);
     if (y.numel() == 0) return {y, saved};
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     chain.y = y.mutable_data_ptr();
     if (save) {
       const int64_t numbers = chain_saved(chain, x.get_device_index());
-      saved = torch::stable::new_empty(x, {std::max<int64_t>(numbers, 0)}, saved_dtype(x));
+      saved = new_tensor(x, {std::max<int64_t>(numbers, 0)}, saved_dtype(x));
       chain.saved = saved.mutable_data_ptr();
     }
     run(&start_chain, chain, x);
@@ -61,10 +61,12 @@ class CudaChainOps {
                         grad.numel() == x.numel() / layers[0].in * layers.back().out,
                     "taylorderiv: grad must be a contiguous tensor like the chain's result");
     Tensors gradients;
-    gradients.push_back(input_gradient ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
-    gradients.push_back(torch::stable::new_empty(x, {0}));  // a seed's
+    gradients.push_back(input_gradient ? new_tensor(x, x.sizes()) : new_tensor(x, {0}));
+    gradients.push_back(new_tensor(x, {0}));  // a seed's
     for (const auto* list : {&arguments.weights, &arguments.biases}) {
-      for (const Tensor& t : *list) gradients.push_back(new_tensor(t, chain.points == 0));
+      for (const Tensor& t : *list) {
+        gradients.push_back(chain.points == 0 ? torch::stable::new_zeros(t, t.sizes()) : new_tensor(t, t.sizes()));
+      }
     }
     if (chain.points == 0) return gradients;
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -98,10 +100,6 @@ class CudaChainOps {
       default:
         STD_TORCH_CHECK(false, "taylorderiv: coefficients must be float32, float64, float16 or bfloat16");
     }
-  }
-
-  static Tensor new_tensor(const Tensor& like, bool zeros) {
-    return zeros ? torch::stable::new_zeros(like, like.sizes()) : torch::stable::new_empty(like, like.sizes());
   }
 
   // That of the sums.
@@ -142,7 +140,7 @@ class CudaChainOps {
     chain.stream = current_cuda_stream(device);
     std::optional<Tensor> memory;  // given back on return: PyTorch reuses it for later work on this stream only
     const char* const error = start(chain, device, [&](int64_t bytes) {
-      memory = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
+      memory = new_tensor(x, {bytes}, ScalarType::Byte);
       return memory->mutable_data_ptr();
     });
     check_started(error);

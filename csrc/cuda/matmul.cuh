@@ -82,6 +82,7 @@ struct Sums {
   // Adds products of rows row.. of a by rows column.. of b, over the first `groups` groups of the summation index.
   template <class A, class B>
   __device__ __forceinline__ void add_product(const A& a, int row, const B& b, int column, int groups) {
+    __syncwarp();  // repair() may have parted the warp's threads
 #pragma unroll 1
     for (int g = 0; g < groups; g += Arithmetic::groups) {
       typename Arithmetic::Right right[tiles];

@@ -57,12 +57,14 @@ inline State state;
 
 void run_block(const std::function<void()>& thread, size_t shared_bytes);
 
-// A thread waits here for all others of its block.
+// A thread waits here for all others of its block, or of its warp.
 void block_barrier();
+void warp_barrier();
 
 }  // namespace host_run
 
 inline void __syncthreads() { host_run::block_barrier(); }
+inline void __syncwarp() { host_run::warp_barrier(); }
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

@@ -89,6 +89,7 @@ void run_warp(unsigned first, unsigned last) {
 }  // namespace
 
 void block_barrier() { wait(Waits::for_block); }
+void warp_barrier() { wait(Waits::for_warp); }
 
 void* shared_memory() { return shared.data() + (64 - reinterpret_cast<uintptr_t>(shared.data()) % 64) % 64; }
 
