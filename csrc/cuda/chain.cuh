@@ -76,14 +76,17 @@ struct ActivationTask {
 template <class P, class Number, class Orders>
 __device__ __noinline__ void activate(const ActivationTask<Number>& task) {
   TD_TRACE;
-  const int coefficient = task.points * task.stride;  // from one to the next
-  for_each_place(task.points, covered(task.columns), [&](int row, int column) {
-    const int place = row * task.stride + column;
-    if (column >= task.columns) {
-      for (int c = 0; c < task.coefficients; ++c) task.out[place + c * coefficient] = Number(0);
+  const Number *const in0 = in_shared_memory(task.in0), *const in1 = in_shared_memory(task.in1);
+  Number* const out = in_shared_memory(task.out);
+  const int stride = task.stride, columns = task.columns, coefficients = task.coefficients;
+  const int coefficient = task.points * stride;  // from one to the next
+  for_each_place(task.points, covered(columns), [&](int row, int column) {
+    const int place = row * stride + column;
+    if (column >= columns) {
+      for (int c = 0; c < coefficients; ++c) out[place + c * coefficient] = Number(0);
       return;
     }
-    const Pointers p{{task.in0, task.in1, nullptr}, {task.out, nullptr}, coefficient, place};
+    const Pointers p{{in0, in1, nullptr}, {out, nullptr}, coefficient, place};
     if constexpr (std::is_same_v<Orders, LoopOrders>) {
       using T = typename P::template Scratch<Number>;
       const int64_t threads = int64_t(gridDim.x) * blockDim.x, thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -92,9 +95,9 @@ __device__ __noinline__ void activate(const ActivationTask<Number>& task) {
       unrolled<P, Number, Orders, 1>(task.layout, task.params, p);
     }
   });
-  const int rows = task.coefficients * task.points;
-  for_each_place(int(round_up(rows, ChainTiling::row_step)) - rows, covered(task.columns),
-                 [&](int row, int column) { task.out[(rows + row) * task.stride + column] = Number(0); });
+  const int rows = coefficients * task.points;
+  for_each_place(int(round_up(rows, ChainTiling::row_step)) - rows, covered(columns),
+                 [&](int row, int column) { out[(rows + row) * stride + column] = Number(0); });
 }
 
 template <template <class> class P, class Number>
@@ -140,25 +143,30 @@ class ChainTile {
   // Columns first... of a tensor (C, points, width), to and from a buffer.
   __device__ __noinline__ void copy_in(const void* tensor, int width, int first, int columns, Number* to) const {
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
-      const auto* const from = static_cast<const decltype(scalar)*>(tensor);
+      const auto* const from = in_global_memory(static_cast<const decltype(scalar)*>(tensor));
       for_each_place(int(round_up(rows_, ChainTiling::row_step)), covered(columns), [&](int row, int column) {
         const bool used = row < rows_ && column < columns;
-        to[row * stride() + column] = used ? widened(from[place(row, width) + first + column]) : Number(0);
+        in_shared_memory(to)[row * stride() + column] =
+            used ? widened(from[place(row, width) + first + column]) : Number(0);
       });
     });
   }
   __device__ __noinline__ void copy_out(const Number* from, void* tensor, int width, int first, int columns) const {
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
-      auto* const to = static_cast<decltype(scalar)*>(tensor);
+      auto* const to = in_global_memory(static_cast<decltype(scalar)*>(tensor));
       for_each_place(rows_, columns, [&](int row, int column) {
-        narrow(from[row * stride() + column], to[place(row, width) + first + column]);
+        narrow(in_shared_memory(from)[row * stride() + column], to[place(row, width) + first + column]);
       });
     });
   }
 
   // What is kept of layer i, from and to a buffer.
-  __device__ __noinline__ void keep(int i, const Number* from) const { copy(from, image(i)); }
-  __device__ __noinline__ void recall(int i, Number* to) const { copy(image(i), to); }
+  __device__ __noinline__ void keep(int i, const Number* from) const {
+    copy(in_shared_memory(from), in_global_memory(image(i)));
+  }
+  __device__ __noinline__ void recall(int i, Number* to) const {
+    copy(in_global_memory(image(i)), in_shared_memory(to));
+  }
 
   // z = h weight^T + bias. For layer 0, h receives the input first.
   __device__ __noinline__ void linear_layer(int i, Number* h, Number* z) const {
@@ -199,7 +207,7 @@ class ChainTile {
     if (layer.bias_gradient == nullptr || first > 0) return;
     for (int column = threadIdx.x; column < layer.out; column += blockDim.x) {
       Number sum(0);
-      for (int p = 0; p < points_; ++p) sum += gradient[p * stride() + column];
+      for (int p = 0; p < points_; ++p) sum += in_shared_memory(gradient)[p * stride() + column];
       Number* const to = block() + places.bias_sums + column;
       *to = adding ? *to + sum : sum;
     }

@@ -60,6 +60,18 @@ __device__ __forceinline__ void mma_f64(double (&d)[4], const double (&a)[4], co
 #endif
 }
 
+// The same pointer, which the compiler then knows to be one to shared or global memory.
+template <class T>
+__device__ __forceinline__ T* in_shared_memory(T* p) {
+  __builtin_assume(__isShared(p));
+  return p;
+}
+template <class T>
+__device__ __forceinline__ T* in_global_memory(T* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
+
 // The block's shared memory, as much as the launch asks for.
 __device__ __forceinline__ void* shared_memory() {
   extern __shared__ uint4 memory[];

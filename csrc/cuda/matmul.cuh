@@ -50,7 +50,7 @@ struct PackedOperand {
   const Slot<Number>* p;
   int tiles;  // of 8 rows
   __device__ __forceinline__ Slot<Number> slot(int r, int g) const {
-    return p[(int64_t(g) * tiles + r / 8) * 32 + lane()];
+    return in_global_memory(p)[(int64_t(g) * tiles + r / 8) * 32 + lane()];
   }
   __device__ __forceinline__ Number number(int r, int k) const {
     using S = Slot<Number>;
@@ -82,14 +82,22 @@ struct Sums {
   // Adds products of rows row.. of a by rows column.. of b, over the first `groups` groups of the summation index.
   template <class A, class B>
   __device__ __forceinline__ void add_product(const A& a, int row, const B& b, int column, int groups) {
-    __syncwarp();  // repair() may have parted the warp's threads
+    __syncwarp();                                                       // repair() may have parted the warp's threads
+    Slot<typename Arithmetic::Number> next[tiles][Arithmetic::groups];  // of b, read one step ahead: it may be far away
+    const auto read = [&](int g) {
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+        for (int group = 0; group < Arithmetic::groups; ++group) next[j][group] = b.slot(column + j * 8, g + group);
+      }
+    };
+    read(0);
 #pragma unroll 1
     for (int g = 0; g < groups; g += Arithmetic::groups) {
       typename Arithmetic::Right right[tiles];
 #pragma unroll
-      for (int j = 0; j < tiles; ++j) {
-        right[j] = Arithmetic::right([&](int group) { return b.slot(column + j * 8, g + group); });
-      }
+      for (int j = 0; j < tiles; ++j) right[j] = Arithmetic::right([&](int group) { return next[j][group]; });
+      if (g + Arithmetic::groups < groups) read(g + Arithmetic::groups);
 #pragma unroll
       for (int i = 0; i < row_tiles; ++i) {
         const auto left =
@@ -100,20 +108,19 @@ struct Sums {
     }
   }
 
-  // The sums that aren't finite, in rows below `rows`, once more as float32 has them: start(row, column) plus the
-  // product.
+  // The sums that aren't finite, in the first `rows` of the block, once more as float32 has them: start(row, column)
+  // plus the product.
   template <class A, class B, class Start>
   __device__ __forceinline__ void repair(const A& a, int row, const B& b, int column, int groups, int rows,
                                          const Start& start) {
     using Number = typename Arithmetic::Number;
     Number not_finite(0);
-    for_each([&](Number& sum, int r, int) {
-      if (row + r < rows) not_finite += sum * Number(0);
-    });
+    for_each([&](Number& sum, int r, int) { not_finite += r < rows ? sum * Number(0) : Number(0); });
     if (not_finite == Number(0)) return;
     for_each([&](Number& sum, int r, int c) {
-      if (row + r >= rows || sum * Number(0) == Number(0)) return;
+      if (r >= rows || sum * Number(0) == Number(0)) return;
       sum = start(r, c);
+#pragma unroll 1
       for (int k = 0; k < groups * Slot<Number>::group; ++k) sum += a.number(row + r, k) * b.number(column + c, k);
     });
   }
@@ -146,29 +153,34 @@ __device__ __noinline__ void linear(const LinearTask<typename Arithmetic::Number
   using Number = typename Arithmetic::Number;
   const int blocks = int(round_up(task.rows, ChainTiling::row_step)) / ChainTiling::row_step;
   const int jobs = blocks * (task.tiles / tiles), warps = blockDim.x / 32;
+  const PackedOperand<Number> weight = task.weight;
+  const int stride = task.stride, groups = task.groups;
+  const bool adding = task.adding;
   for (int job = threadIdx.x / 32; job < jobs; job += warps) {
     const int row = job % blocks * ChainTiling::row_step, column = job / blocks * tiles * 8;
-    const RowOperand<Number> a{task.a, task.stride};
-    Number* const out = task.out + row * task.stride + column;
-    const auto start = [&](int r, int c) { return task.adding ? out[r * task.stride + c] : Number(0); };
+    const int rows = task.rows - row, columns = task.columns - column;  // from here on
+    const RowOperand<Number> a{in_shared_memory(task.a), stride};
+    Number* const out = in_shared_memory(task.out) + row * stride + column;
+    const auto start = [&](int r, int c) { return adding ? out[r * stride + c] : Number(0); };
     Sums<Arithmetic, tiles> sums;
     sums.for_each([&](Number& sum, int r, int c) { sum = start(r, c); });
-    sums.add_product(a, row, task.weight, task.first_tile * 8 + column, task.groups);
+    sums.add_product(a, row, weight, task.first_tile * 8 + column, groups);
     if constexpr (Arithmetic::splits) {
-      sums.repair(a, row, task.weight, task.first_tile * 8 + column, task.groups, task.rows, start);
+      sums.repair(a, row, weight, task.first_tile * 8 + column, groups, rows, start);
     }
-    sums.for_each([&](Number& sum, int r, int c) {
-      if (task.bias != nullptr && row + r < task.bias_rows) sum += task.bias[column + c];
-      if (row + r >= task.rows || column + c >= task.columns) sum = Number(0);
-    });
+    if (task.bias != nullptr) {
+      const Number* const bias = in_global_memory(task.bias) + column;
+      const int bias_rows = task.bias_rows - row;
+      sums.for_each([&](Number& sum, int r, int c) { sum += r < bias_rows ? bias[c] : Number(0); });
+    }
+    sums.for_each([&](Number& sum, int r, int c) { sum = r < rows && c < columns ? sum : Number(0); });
 #pragma unroll
     for (int i = 0; i < sums.row_tiles; ++i) {
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
 #pragma unroll
         for (int e = 0; e < Arithmetic::sums; e += 2) {
-          Number* const to =
-              out + (i * Arithmetic::rows + Arithmetic::row(e)) * task.stride + j * 8 + Arithmetic::column(e);
+          Number* const to = out + (i * Arithmetic::rows + Arithmetic::row(e)) * stride + j * 8 + Arithmetic::column(e);
           *reinterpret_cast<Two<Number>*>(to) = {sums.of[i][j][e], sums.of[i][j][e + 1]};
         }
       }
@@ -210,19 +222,20 @@ __device__ __noinline__ void outer(const OuterTask<typename Arithmetic::Number>&
   const int groups = int(round_up(task.rows, ChainTiling::column_step)) / Slot<Number>::group;
   for (int job = threadIdx.x / 32; job < jobs; job += warps) {
     const int row = job % blocks * ChainTiling::row_step, column = job / blocks * tiles * 8;
-    const ColumnOperand<Number> a{task.a, task.stride}, b{task.b, task.stride};
+    const ColumnOperand<Number> a{in_shared_memory(task.a), task.stride}, b{in_shared_memory(task.b), task.stride};
     Sums<Arithmetic, tiles> sums;
     sums.for_each([&](Number& sum, int, int) { sum = Number(0); });
     sums.add_product(a, row, b, column, groups);
     if constexpr (Arithmetic::splits) {
-      sums.repair(a, row, b, column, groups, task.a_columns, [](int, int) { return Number(0); });
+      sums.repair(a, row, b, column, groups, task.a_columns - row, [](int, int) { return Number(0); });
     }
 #pragma unroll
     for (int i = 0; i < sums.row_tiles; ++i) {
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
         const int64_t tile = int64_t(row / Arithmetic::rows + i) * task.all_tiles + task.first_tile + column / 8 + j;
-        auto* const to = reinterpret_cast<Two<Number>*>(task.sums + (tile * 32 + lane()) * Arithmetic::sums);
+        auto* const to =
+            reinterpret_cast<Two<Number>*>(in_global_memory(task.sums) + (tile * 32 + lane()) * Arithmetic::sums);
 #pragma unroll
         for (int e = 0; e < Arithmetic::sums; e += 2) {
           Two<Number> sum{sums.of[i][j][e], sums.of[i][j][e + 1]};

@@ -27,6 +27,14 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]);
 inline void* shared_memory() { return host_run::shared_memory(); }
+template <class T>
+T* in_shared_memory(T* p) {
+  return p;
+}
+template <class T>
+T* in_global_memory(T* p) {
+  return p;
+}
 
 }  // namespace taylorderiv
 
