@@ -205,7 +205,7 @@ WORKLOADS = (
         coefficients=11,
         loss=lambda model, x: bilaplacian(model, x).square().mean(),
         nested=biharmonic_nested,
-        jets=lambda d: (24 * 8 / 9 * sum(direction[4] for direction in d)).square().mean(),
+        jets=lambda d: (24 * 8 / 9 * torch.stack([direction[4] for direction in d]).sum(0)).square().mean(),
         nested_points=32_768,
     ),
     heat(torch.float64),
