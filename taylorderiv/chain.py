@@ -159,8 +159,14 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
 
 def _image(seed: Seed, weight: Tensor, bias: Tensor | None, layout: Layout) -> Value:
     """A linear layer makes of a seed another one."""
-    points = F.linear(seed.points, weight, bias)
-    return Value(None, layout, seed=Seed(points, F.linear(seed.higher, weight)))
+    if seed.points.numel() > weight.numel():
+        return Value(None, layout, seed=Seed(F.linear(seed.points, weight, bias), F.linear(seed.higher, weight)))
+    # One product, and one gradient of a weight that is larger than its input.
+    shape = seed.points.shape
+    rows = F.linear(torch.cat([seed.points.reshape(-1, shape[-1]), seed.higher]), weight)
+    points, higher = rows.split([shape[:-1].numel(), len(seed.higher)])
+    points = points.reshape(*shape[:-1], len(weight))
+    return Value(None, layout, seed=Seed(points if bias is None else points + bias, higher))
 
 
 def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | None:
