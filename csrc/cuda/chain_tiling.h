@@ -47,7 +47,7 @@ struct ChainTiling {
       const int64_t blocks = device.shared_bytes / (rows * row_bytes + reserved_bytes);
       // Blocks that run side by side fill each other's pauses; larger tiles read the weights less often.
       const double overlap = blocks >= 3 ? 1.0 : blocks == 2 ? 0.9 : 0.7;
-      const double score = overlap * double(p * coefficients) / double(rows) * double(rows) / double(rows + row_step);
+      const double score = overlap * double(p * coefficients) / double(rows + row_step);
       if (score < best) continue;
       best = score;
       points = int(p);
