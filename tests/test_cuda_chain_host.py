@@ -162,7 +162,7 @@ def test_no_memory(chains: Chains) -> None:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
     x = torch.frombuffer(mmap.mmap(-1, 2**40, flags=flags), dtype=torch.float32).view(2, -1, 1)
     with pytest.raises(RuntimeError, match="out of memory: PyTorch can't allocate a tensor of 70368744177664 numbers"):
-        chains.ops.chain(x, [torch.rand(256, 1)], [torch.empty(0)], [""], [], [1], [], False, False)
+        chains.ops.chain(x, torch.empty(0), [torch.rand(256, 1)], [torch.empty(0)], [""], [], [1], [], False, False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
