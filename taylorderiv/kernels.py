@@ -110,6 +110,8 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
 _OPERATIONS_PER_SECOND = {torch.float32: 200e9, torch.float64: 100e9}
 _COEFFICIENTS_PER_SECOND = {torch.float32: 3e9, torch.float64: 1.2e9}
 _FRESH_BYTES_PER_SECOND = 1.5e9
+# Smaller blocks of memory than 32 MiB aren't new: the C library keeps them for the next step.
+_RECYCLED_BYTES = 30e6
 
 
 class _Fusion(threading.local):
@@ -210,23 +212,26 @@ def chain(
     ]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Chain.apply(not x.is_cuda and _saving_pays(weights), rest, *tensors)
+        return _Chain.apply(not x.is_cuda and _saving_pays(weights, layout.size * x.shape[1]), rest, *tensors)
     x, higher, *parameters = tensors
     return torch.ops.taylorderiv.chain(
         x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, False, _tf32_allowed(x)
     )[0]
 
 
-def _saving_pays(weights: Sequence[Tensor]) -> bool:
+def _saving_pays(weights: Sequence[Tensor], rows: int) -> bool:
     """Whether the backward pass of a chain should read its layers, saved before the activations, or recompute them.
 
-    Per coefficient, recomputing takes the floating-point operations of the layers, saving the time of fresh memory.
+    Per coefficient, recomputing takes the floating-point operations of the layers, saving the time of fresh memory, of
+    which little is needed for few rows: coefficients times points.
     """
     if _fusion.save is not None:
         return _fusion.save
     dtype = weights[0].dtype
     operations = sum(2 * weight.numel() for weight in weights)
     saved_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
+    if rows * saved_bytes < _RECYCLED_BYTES:
+        return True
     return predicted_seconds(dtype, operations=operations) > predicted_seconds(dtype, fresh_bytes=saved_bytes)
 
 
