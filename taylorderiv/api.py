@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from taylorderiv.evaluation import evaluate, plan_once, plans
-from taylorderiv.jet import Jet, Level, check_like, check_order, check_variable, nested_level
+from taylorderiv.jet import Jet, Level, check_like, check_order, check_variable, factorial, nested_level
 from taylorderiv.layout import Layout
 from taylorderiv.planner import NestedPlan, Plan, Polynomial, make_plan
 from taylorderiv.planner.polynomial import monomial
@@ -60,7 +60,7 @@ def _derivatives(y: Any, order: int, level: Level) -> tuple[Any, ...]:
     if not (isinstance(y, Jet) and y.level == level):  # It doesn't depend on the variables.
         value: Any = y
         return (y, *[torch.zeros_like(value) for _ in range(order)])
-    factors = [float(math.factorial(k)) for k in range(order + 1)]
+    factors = [factorial(k) for k in range(order + 1)]
     c = y.coefficients
     scale = torch.tensor(factors, dtype=torch.promote_types(c.dtype, torch.float32), device=c.device)
     return (c * scale.reshape(-1, *[1] * (c.ndim - 1))).to(c.dtype).unbind(0)

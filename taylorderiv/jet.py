@@ -42,7 +42,8 @@ class nested_level:
         _depth.value -= 1
 
 
-def _factorial(k: int) -> float:
+def factorial(k: int) -> float:
+    """k!, between the k-th coefficient and the k-th derivative; an OverflowError if it exceeds the largest float."""
     if k > 170:
         raise OverflowError(f"derivative {k}: {k}! exceeds the largest float; use the scaled .coefficients")
     return float(math.factorial(k))
@@ -208,14 +209,14 @@ class Jet:
         """
         if k == 0:
             return self.primal
-        return self.coefficients[self.coefficient_layout.index(k, direction)] * _factorial(k)
+        return self.coefficients[self.coefficient_layout.index(k, direction)] * factorial(k)
 
     @property
     def collapsed(self) -> Any:
         """``sum_r w_r`` times the K-th derivative along direction r, where the layout is collapsed."""
         if not self.coefficient_layout.collapsed:
             raise ValueError(f"{self.coefficient_layout} isn't collapsed")
-        return self.coefficients[-1] * _factorial(self.coefficient_layout.collapsed_order)
+        return self.coefficients[-1] * factorial(self.coefficient_layout.collapsed_order)
 
     # What a tensor has.
 

@@ -81,13 +81,7 @@ std::vector<std::unique_ptr<S, decltype(&std::free)>> on_threads(const Chain<S>&
 std::tuple<Tensor, Tensor> chain(Tensor x, Tensor higher, Tensors weights, Tensors biases, std::vector<std::string> ops,
                                  std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
                                  bool save, bool /*tf32*/) {
-  const ChainArguments d{std::move(x),
-                         std::move(higher),
-                         std::move(weights),
-                         std::move(biases),
-                         std::move(ops),
-                         std::move(params),
-                         {std::move(orders), std::move(collapse)}};
+  const ChainArguments d{x, higher, weights, biases, ops, params, {orders, collapse}};
   return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
     const auto layers = typed<S>(d.layers());
@@ -109,13 +103,7 @@ std::tuple<Tensor, Tensor> chain(Tensor x, Tensor higher, Tensors weights, Tenso
 Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensors weights, Tensors biases,
                        std::vector<std::string> ops, std::vector<double> params, std::vector<int64_t> orders,
                        std::vector<double> collapse, bool input_gradient, bool /*tf32*/) {
-  const ChainArguments d{std::move(x),
-                         std::move(higher),
-                         std::move(weights),
-                         std::move(biases),
-                         std::move(ops),
-                         std::move(params),
-                         {std::move(orders), std::move(collapse)}};
+  const ChainArguments d{x, higher, weights, biases, ops, params, {orders, collapse}};
   return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
     const auto layers = typed<S>(d.layers());

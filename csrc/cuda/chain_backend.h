@@ -20,13 +20,7 @@ class CudaChainOps {
                                             std::vector<std::string> ops, std::vector<double> params,
                                             std::vector<int64_t> orders, std::vector<double> collapse, bool save,
                                             bool tf32) {
-    const ChainArguments arguments{x,
-                                   std::move(higher),
-                                   std::move(weights),
-                                   std::move(biases),
-                                   std::move(ops),
-                                   std::move(params),
-                                   {std::move(orders), std::move(collapse)}};
+    const ChainArguments arguments{x, higher, weights, biases, ops, params, {orders, collapse}};
     const Layers layers = arguments.layers();
     std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
     sizes.back() = layers.back().out;
@@ -48,13 +42,7 @@ class CudaChainOps {
   static Tensors backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensors weights, Tensors biases,
                           std::vector<std::string> ops, std::vector<double> params, std::vector<int64_t> orders,
                           std::vector<double> collapse, bool input_gradient, bool tf32) {
-    const ChainArguments arguments{x,
-                                   std::move(higher),
-                                   std::move(weights),
-                                   std::move(biases),
-                                   std::move(ops),
-                                   std::move(params),
-                                   {std::move(orders), std::move(collapse)}};
+    const ChainArguments arguments{x, higher, weights, biases, ops, params, {orders, collapse}};
     const Layers layers = arguments.layers();
     CudaChain chain = describe(arguments, layers, x, tf32);
     STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == x.scalar_type() && grad.device() == x.device() &&
