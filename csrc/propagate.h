@@ -235,6 +235,41 @@ TD_HD Seed<T, Op::aux> make_seed(const Op& op, const T& x) {
   }
 }
 
+// One direction: y_1..y_K from x_1..x_K, given v = make_seed<local>(op, x0).
+template <bool local, class Op, class T, class K, class L, class Load, class Store, class A>
+TD_HD void forward_direction(const Op& op, K K_, const Direction& d, const L& layout, const T& x0,
+                             const Seed<T, Op::aux>& v, const Load& load, const Store& store, T& collapsed, A scratch) {
+  Work<T, Op::aux, K, A> w(K_, scratch);
+  w.x[0] = x0;
+  load_series<T>(K_, d, layout, load, w.x);
+  propagate<local, false>(op, K_, v, w);
+  store_series<T>(K_, d, store, collapsed, w.y);
+}
+
+// Adds the direction's share to the primal's gradient dx0. store_y and `collapsed` get the result of the forward pass.
+template <class Orders, bool local, class Op, class T, class K, class L, class LoadX, class LoadG, class Store,
+          class StoreY, class A>
+TD_HD void backward_direction(const Op& op, K K_, const Direction& d, const L& layout, const T& x0,
+                              const Seed<T, Op::aux>& v, const LoadX& load_x, const LoadG& load_g, const Store& store,
+                              const StoreY& store_y, T& dx0, T& collapsed, A scratch) {
+  Work<T, Op::aux, K, A> w(K_, scratch);
+  w.x[0] = x0;
+  load_series<T>(K_, d, layout, load_x, w.x);
+  load_gradient<T>(K_, d, layout, load_g, w.g);
+  propagate<local, true>(op, K_, v, w);
+  store_series<T>(K_, d, store_y, collapsed, w.y);
+  dx0 = dx0 + correlation(Const<0>{}, K_, Orders::last(K_, d), w.s, w.g);
+  for_each<1>(K_, [&](auto j) TD_INLINE_LAMBDA {
+    if (j <= d.stored()) store(d.place(j), correlation(j, K_, Orders::last(K_, d), w.s, w.g));
+  });
+}
+
+// Stores nothing.
+struct Nowhere {
+  template <class T>
+  TD_HD void operator()(int, const T&) const {}
+};
+
 // Returns where the recurrence isn't good enough and the element has to be redone with local = true.
 template <class Orders, bool local, class Op, class L, class Load, class Store, class A>
 TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, A scratch) {
@@ -244,35 +279,28 @@ TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const 
   store(0, v.y);
   T collapsed(0.0);
   for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-    Work<T, Op::aux, decltype(K), A> w(K, scratch);
-    w.x[0] = x0;
-    load_series<T>(K, d, layout, load, w.x);
-    propagate<local, false>(op, K, v, w);
-    store_series<T>(K, d, store, collapsed, w.y);
+    forward_direction<local>(op, K, d, layout, x0, v, load, store, collapsed, scratch);
   });
   if (layout.collapsed()) store(layout.top(), collapsed);
   return needs_care(op, v);
 }
 
-template <class Orders, bool local, class Op, class L, class LoadX, class LoadG, class Store, class A>
+template <class Orders, bool local, class Op, class L, class LoadX, class LoadG, class Store, class A,
+          class StoreY = Nowhere>
 TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, const LoadG& load_g, const Store& store,
-                          A scratch) {
+                          A scratch, const StoreY& store_y = {}) {
   using T = NumberIn<A>;
   const T x0 = load_x(0);
   const Seed<T, Op::aux> v = make_seed<local>(op, x0);
-  T dx0 = v.s * load_g(0);
+  store_y(0, v.y);
+  T dx0 = v.s * load_g(0), collapsed(0.0);
   for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-    Work<T, Op::aux, decltype(K), A> w(K, scratch);
-    w.x[0] = x0;
-    load_series<T>(K, d, layout, load_x, w.x);
-    load_gradient<T>(K, d, layout, load_g, w.g);
-    propagate<local, true>(op, K, v, w);
-    dx0 = dx0 + correlation(Const<0>{}, K, Orders::last(K, d), w.s, w.g);
-    for_each<1>(K, [&](auto j) TD_INLINE_LAMBDA {
-      if (j <= d.stored()) store(d.place(j), correlation(j, K, Orders::last(K, d), w.s, w.g));
-    });
+    backward_direction<Orders, local>(op, K, d, layout, x0, v, load_x, load_g, store, store_y, dx0, collapsed, scratch);
   });
-  if (layout.collapsed()) store(layout.top(), v.s * load_g(layout.top()));
+  if (layout.collapsed()) {
+    store(layout.top(), v.s * load_g(layout.top()));
+    store_y(layout.top(), collapsed);
+  }
   store(0, dx0);
   return needs_care(op, v);
 }

@@ -71,21 +71,22 @@ TD_HD T correlation(Last last, const T* s, const T* g, std::integer_sequence<int
 template <int k, class T, int... i>
 TD_HD T power(double p, const T* u, const T* s, std::integer_sequence<int, i...>) {
   T sum(0.0);
-  ((sum = sum + T((p * (i + 1) - k) * (1.0 / k)) * (u[i + 1] * s[k - i - 1])), ...);
+  ((sum = sum + T((p * (k - i) - k) * (1.0 / k)) * (u[k - i] * s[i])), ...);
   return sum;
 }
 }  // namespace terms
 
-// sum_{j=first..k} a_j b_{k-j}, first <= k; with first = 0 the k-th coefficient of the product a b.
+// sum_{j=first..k} a_j b_{k-j}, first <= k; with first = 0 the k-th coefficient of the product a b. Where a recurrence
+// waits for its last coefficient, b_{k-first}, that is added last.
 template <int first = 0, class K, class A>
 TD_HD auto cauchy(K k, A a, A b) {
   using T = NumberIn<A>;
   if constexpr (is_const<K>) {
-    return terms::convolution<T>(a + first, b + (k - first), Indices<first, K::value>{});
+    return terms::convolution<T>(b, a + k, Indices<first, K::value>{});
   } else {
-    T sum = a[first] * b[k - first];
+    T sum = a[k] * b[0];
     TD_ROLLED
-    for (int j = first + 1; j <= k; ++j) sum = sum + a[j] * b[k - j];
+    for (int j = k - 1; j >= first; --j) sum = sum + a[j] * b[k - j];
     return sum;
   }
 }
@@ -140,7 +141,7 @@ TD_HD auto power(K k, double p, A u, A s) {
     sum = terms::power<K::value, T>(p, u, s, Indices<1, K::value>{});
   } else {
     TD_ROLLED
-    for (int j = 1; j <= k; ++j) sum = sum + T((p * j - k) * (1.0 / k)) * (u[j] * s[k - j]);
+    for (int j = k; j >= 1; --j) sum = sum + T((p * j - k) * (1.0 / k)) * (u[j] * s[k - j]);
   }
   return sum * (T(1.0) / u[0]);
 }

@@ -10,7 +10,8 @@
 //                      there local(x0, n, put) puts (j, c_j), j = 0..n, the Taylor coefficients of phi' at x0, which
 //                      are composed with x(t) - x0 instead;
 //   wide               cancellation costs too many digits in float32: computed in float64;
-//   local_only         there is no recurrence: always local(), and value(x0) in place of seed().
+//   local_only         there is no recurrence: always local(), and value(x0) in place of seed();
+//   activation         networks are made of it: the CPU's kernels are unrolled for more orders.
 // Seeds avoid cancellation: 1/cosh^2 rather than 1 - tanh^2, sigma(x) sigma(-x) rather than sigma - sigma^2.
 //
 // A new op is a struct here, its name in TD_UNARY_OPS, and a line in taylorderiv/unary_ops.py.
@@ -29,6 +30,7 @@ struct Op {
   static constexpr int aux = 0;
   static constexpr int params = 0;
   static constexpr bool piecewise_linear = false, singular = false, local_only = false, wide = false;
+  static constexpr bool activation = false;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -132,6 +134,7 @@ struct Relu6 : Hardtanh {
 
 struct Square : Op {
   static constexpr const char* name = "square";
+  static constexpr bool activation = true;
   TD_HD explicit Square(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
@@ -146,6 +149,7 @@ struct Square : Op {
 
 struct Exp : Op {
   static constexpr const char* name = "exp";
+  static constexpr bool activation = true;
   TD_HD explicit Exp(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
@@ -185,6 +189,7 @@ struct Expm1 : Exp {
 
 // elu, selu, celu: scale * (x > 0 ? x : alpha (exp(rate x) - 1)).
 struct ExponentialLinear : Op {
+  static constexpr bool activation = true;
   double scale, alpha, rate;
   TD_HD ExponentialLinear(double scale, double alpha, double rate) : scale(scale), alpha(alpha), rate(rate) {}
   template <class T>
@@ -361,6 +366,7 @@ struct Oscillator : Op {
 
 struct Sin : Oscillator<-1> {
   static constexpr const char* name = "sin";
+  static constexpr bool activation = true;
   TD_HD explicit Sin(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
@@ -371,6 +377,7 @@ struct Sin : Oscillator<-1> {
 
 struct Cos : Oscillator<-1> {
   static constexpr const char* name = "cos";
+  static constexpr bool activation = true;
   TD_HD explicit Cos(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
@@ -415,6 +422,7 @@ struct Tan : Op {
 
 struct Tanh : Op {
   static constexpr const char* name = "tanh";
+  static constexpr bool activation = true;
   TD_HD explicit Tanh(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
@@ -552,6 +560,7 @@ TD_HD auto logistic_slope(K k, const NumberIn<A>& tau0, A sigma) {
 
 struct Sigmoid : Op {
   static constexpr const char* name = "sigmoid";
+  static constexpr bool activation = true;
   static constexpr int aux = 1;  // tau
   TD_HD explicit Sigmoid(const double*) {}
   template <class T>
@@ -571,6 +580,7 @@ struct Sigmoid : Op {
 // log(1 + exp(beta x))/beta, and x itself where beta x > threshold (PyTorch's definition). s = sigma(beta x).
 struct Softplus : Op {
   static constexpr const char* name = "softplus";
+  static constexpr bool activation = true;
   static constexpr int params = 2, aux = 2;  // tau, q
   double beta, threshold;
   TD_HD explicit Softplus(const double* p) : beta(p[0]), threshold(p[1]) {}
@@ -617,6 +627,7 @@ struct LogSigmoid : Op {
 // y = x sigma(x), s = sigma + x q.
 struct Silu : Op {
   static constexpr const char* name = "silu";
+  static constexpr bool activation = true;
   static constexpr int aux = 3;  // sigma, q, tau
   TD_HD explicit Silu(const double*) {}
   template <class T>
@@ -640,6 +651,7 @@ struct Silu : Op {
 // gelu(x, approximate="tanh") = x sigma(z), z = 2 sqrt(2/pi) (x + c x^3); s = sigma(z) + x z'(x) q(z).
 struct GeluTanh : Op {
   static constexpr const char* name = "gelu_tanh";
+  static constexpr bool activation = true;
   static constexpr int aux = 6;  // sigma, q, tau, x^2, j z_j, m = x z'(x)
   static constexpr double c = 0.044715, r = 1.5957691216057307117;
   TD_HD explicit GeluTanh(const double*) {}
@@ -673,6 +685,7 @@ struct GeluTanh : Op {
 // y = x T with T = tanh(softplus(x)), T' = g sigma, g = 1 - T^2; s = T + x g sigma.
 struct Mish : Op {
   static constexpr const char* name = "mish";
+  static constexpr bool activation = true;
   static constexpr int aux = 6;  // sigma, q, tau, T, g, n = g sigma
   static constexpr bool wide = true;
   TD_HD explicit Mish(const double*) {}
@@ -743,6 +756,7 @@ struct Erfc : ErrorFunction {
 // y = x Phi(x) with the normal distribution's Phi and density g; s = Phi + x g.
 struct Gelu : Op {
   static constexpr const char* name = "gelu";
+  static constexpr bool activation = true;
   static constexpr int aux = 3;  // j h_j, g, Phi
   TD_HD explicit Gelu(const double*) {}
   template <class T>

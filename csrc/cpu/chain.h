@@ -4,12 +4,15 @@
 // result: a tile's coefficients of one layer, rows (c, point), go through the matrix product and the activation while
 // they are in the L2 cache. The backward pass recomputes the tile's layers, or reads what the forward pass saved of
 // them (before the activations), then accumulates the weights' gradients in buffers of the thread, which are summed in
-// a fixed order: the result is the same, bit for bit, from run to run.
+// a fixed order: the result is the same, bit for bit, from run to run. What follows an activation isn't kept: going
+// backward through the activation yields it once more.
 //
 // The input is a jet, x (C, points, in); or a seed: x (points, in), and higher coefficients (C - 1, in) that are the
 // same at all points, as the directions of a coordinate are. A seed's higher coefficients pass the first layer once,
 // and not once per point.
 #pragma once
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -32,8 +35,8 @@ struct ChainLayer {
 template <class S>
 class Chain {
  public:
-  // Whether a backward pass is run, or prepared by saving.
-  enum class Mode { forward, saving, backward };
+  // A forward pass, or one that saves its layers; a backward pass that reads them, or one that recomputes them.
+  enum class Mode { forward, saving, reading, recomputing };
 
   // `higher` is a seed's, or null.
   Chain(std::vector<ChainLayer<S>> layers, const S* higher, const LayoutView& layout, int64_t points, Mode mode)
@@ -49,11 +52,11 @@ class Chain {
       if (i > 0 || !seeded_) widest_ = std::max(widest_, stride(layers_[i].in));
     }
     widest_ = std::max(widest_, columns((stride(layers_[0].in) + size() - 1) / size()));
-    int64_t numbers = input_numbers() / size() + 2 * widest_;  // per point and coefficient
-    if (mode != Mode::forward) numbers += 2 * layer_numbers();
-    const int64_t l2_budget = 1 << 20;  // half of the L2 cache of current server processors
-    tile_ = l2_budget / (numbers * size() * int64_t(sizeof(S)));
-    const int64_t least = 1 + 255 / size();  // rows enough for the matrix products to pay for reading the weights
+    // Numbers per point and coefficient. Saving and reading are of one tiling.
+    const int64_t numbers =
+        input_numbers() / size() + 4 * widest_ + (mode == Mode::recomputing ? layer_numbers(false) : 0);
+    tile_ = tile_bytes() / (numbers * size() * int64_t(sizeof(S)));
+    const int64_t least = 1 + 95 / size();  // rows enough for the matrix products to pay for reading the weights
     tile_ = std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64);
     pack();
     if (seeded_) pass_first_layer(higher);
@@ -61,47 +64,52 @@ class Chain {
 
   int64_t tiles() const { return (points_ + tile_ - 1) / tile_; }
 
+  // Floating-point operations of one matrix product per layer, and a guess at those of the activations.
+  double operations() const {
+    double per_row = 0.0;
+    for (const auto& layer : layers_) per_row += layer.out * (2.0 * layer.in + (layer.op >= 0 ? 20.0 : 0.0));
+    return per_row * double(points_ * size());
+  }
+
   // Numbers that the saving mode saves.
-  int64_t saved() const { return tiles() * tile_ * size() * layer_numbers(); }
+  int64_t saved() const { return tiles() * tile_ * size() * layer_numbers(true); }
 
   // Numbers of memory that a thread needs, and how many of these, at the front, are its gradients.
   int64_t workspace() const {
-    const int64_t rows = tile_ * size();
-    int64_t numbers = gradients() + tile_ * input_numbers() + rows * 2 * widest_ + scratch();
-    if (mode_ == Mode::backward) numbers += 2 * rows * layer_numbers();
-    return numbers;
+    const int64_t rows = tile_ * size(), tiles = backward() ? 4 : 2;
+    return gradients() + tile_ * input_numbers() + rows * (tiles * widest_ + computed_numbers()) + scratch();
   }
   int64_t gradients() const {
-    const bool sums = seeded_ && mode_ == Mode::backward;
-    return weight_gradients() + (sums ? (size() - 1) * stride(layers_[0].out) : 0);
+    return weight_gradients() + (seeded_ && backward() ? (size() - 1) * stride(layers_[0].out) : 0);
   }
 
   // x, see above -> y (C, points, out of the last layer), for one tile; saves for the backward pass, unless `saved` is
   // null.
   void forward(int64_t tile, const S* x, S* y, S* saved, S* workspace) const {
-    const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), rows = n * size(), room = tile_ * size();
+    const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* h = workspace;
     S* other = h + room * widest_;
     void* const scratch = other + room * widest_;
-    S* next = saved == nullptr ? nullptr : saved + tile * room * layer_numbers();
+    S* next = saved == nullptr ? nullptr : saved + tile * room * layer_numbers(true);
     copy_in(x, input_coefficients(), layers_[0].in, begin, n, h);
     for (size_t i = 0; i < layers_.size(); ++i) {
-      S* const z = next == nullptr ? other : next;
+      const bool save = next != nullptr && is_saved(i);
+      S* const z = save ? next : other;
       linear(i, n, h, z);
-      if (next != nullptr) next += room * stride(layers_[i].out);
+      if (save) next += room * stride(layers_[i].out);
       if (layers_[i].op >= 0) {
         activation(i, n, z, h, scratch);
       } else if (z == other) {
         std::swap(h, other);
       } else {
-        std::memcpy(h, z, sizeof(S) * rows * stride(layers_[i].out));
+        std::memcpy(h, z, sizeof(S) * n * size() * stride(layers_[i].out));
       }
     }
     copy_out(h, size(), layers_.back().out, begin, n, y);
   }
 
   // Adds the tile's share of the parameters' gradients to the workspace; writes the input's, unless dx is null.
-  // `saved` is what forward() saved, or null.
+  // `saved` is what forward() saved; null when recomputing.
   void backward(int64_t tile, const S* grad, const S* x, const S* saved, S* dx, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* next = workspace + gradients();
@@ -110,87 +118,102 @@ class Chain {
       next += numbers;
       return here;
     };
-    S* g = take(room * widest_);
-    S* g_other = take(room * widest_);
-    void* const scratch = take(this->scratch());
-    std::vector<const S*> h(layers_.size() + 1), z(layers_.size());
+    S* g = take(room * widest_);  // the gradient of a layer before its activation
+    S* g_input = take(room * widest_);
+    S* spare = take(room * widest_);
+    S* const h = take(room * widest_);
     S* const input = take(tile_ * input_numbers());
-    copy_in(x, input_coefficients(), layers_[0].in, begin, n, input);
-    h[0] = input;
-    if (saved != nullptr) saved += tile * room * layer_numbers();
+    std::vector<const S*> z(layers_.size());
+    if (saved != nullptr) saved += tile * room * layer_numbers(true);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const int64_t numbers = room * stride(layers_[i].out);
-      if (saved != nullptr) {
+      if (!is_needed(i)) continue;
+      if (saved != nullptr && is_saved(i)) {
         z[i] = saved;
         saved += numbers;
       } else {
-        S* const result = take(numbers);
-        linear(i, n, h[i], result);
-        z[i] = result;
-      }
-      h[i + 1] = z[i];
-      if (i + 1 < layers_.size() && layers_[i].op >= 0) {
-        S* const result = take(numbers);
-        activation(i, n, z[i], result, scratch);
-        h[i + 1] = result;
+        z[i] = take(numbers);
       }
     }
+    void* const scratch = next;
+    copy_in(x, input_coefficients(), layers_[0].in, begin, n, input);
+    const S* from = input;
+    for (size_t i = 0; i < layers_.size() && is_needed(i); ++i) {
+      if (saved != nullptr && is_saved(i)) break;
+      linear(i, n, from, const_cast<S*>(z[i]));
+      from = z[i];
+      if (layers_[i].op < 0 || i + 1 == layers_.size() || !is_needed(i + 1) || saved != nullptr) continue;
+      activation(i, n, z[i], h, scratch);
+      from = h;
+    }
     copy_in(grad, size(), layers_.back().out, begin, n, g);
+    if (layers_.back().op >= 0) {
+      activation_backward(layers_.size() - 1, n, g, z.back(), spare, nullptr, scratch);
+      std::swap(g, spare);
+    }
     S* gradient = workspace + weight_gradients();
     for (size_t i = layers_.size(); i-- > 0;) {
       const auto& layer = layers_[i];
-      const int64_t in = stride(layer.in), out = stride(layer.out);
-      if (layer.op >= 0) {
-        kernels_.backward[layer.op](layer.params, layout_, Range{n * out, 0, n * out}, g, z[i], g_other, scratch);
-        std::swap(g, g_other);
+      const int64_t in = stride(layer.in), out = stride(layer.out), used = input_rows(i, n);
+      if (i > 0 || dx != nullptr) {
+        multiply_packed(used, layer.in, layer.out, g, packed(i, backward_weight), g_input, 0, nullptr);
+      }
+      const S* inputs = i > 0 ? z[i - 1] : input;
+      if (i > 0 && layers_[i - 1].op >= 0) {
+        activation_backward(i - 1, n, g_input, z[i - 1], spare, h, scratch);
+        std::swap(g_input, spare);
+        inputs = h;
       }
       gradient -= layer.out * in + out;
-      const int64_t used = input_rows(i, n);
-      gemm_.multiply({layer.out, columns(layer.in), used, 1, out, in, gemm_.panel, in, true}, g, h[i], gradient);
-      add_points(g, n, out, g_other, gradient + layer.out * in);
+      const GemmShape shape{layer.out, columns(layer.in), used, 1, out, in, gemm_.panel, in, true, 0};
+      gemm_.multiply(shape, g, inputs, gradient, nullptr);
+      gemm_.add_rows(n, columns(layer.out), out, g, gradient + layer.out * in);
       if (i == 0 && seeded_) {
         S* const sums = workspace + weight_gradients();
-        for (int64_t c = 1; c < size(); ++c) add_points(g + c * n * out, n, out, g_other, sums + (c - 1) * out);
+        for (int64_t c = 1; c < size(); ++c) {
+          gemm_.add_rows(n, columns(layer.out), out, g + c * n * out, sums + (c - 1) * out);
+        }
       }
-      if (i > 0 || dx != nullptr) {
-        multiply_packed(used, layer.in, layer.out, g, packed(i, Mode::backward), g_other);
-        std::swap(g, g_other);
-      }
+      std::swap(g, g_input);
     }
     if (dx != nullptr) copy_out(g, input_coefficients(), layers_[0].in, begin, n, dx);
   }
 
-  // The sum over threads of what backward() left in their workspaces: weight (out, in) and bias (out) of a layer.
-  void reduce(size_t layer, const std::vector<S*>& workspaces, S* weight, S* bias) const {
-    int64_t offset = 0;
-    for (size_t i = 0; i < layer; ++i) offset += layers_[i].out * stride(layers_[i].in) + stride(layers_[i].out);
-    const int64_t in = layers_[layer].in, out = layers_[layer].out, row = stride(in);
-    for (size_t t = 0; t < workspaces.size(); ++t) {
-      const S* const sums = workspaces[t] + offset;
-      for (int64_t o = 0; o < out; ++o) add(sums + o * row, in, t == 0, weight + o * in);
-      if (bias != nullptr) add(sums + out * row, out, t == 0, bias);
-    }
+  // Adds gradients that backward() left in its workspace to a sum of them; and groups of them, one after the other, to a
+  // total that is overwritten.
+  void add_gradients(const S* gradients, S* sum) const {
+    gemm_.add_rows(1, this->gradients(), this->gradients(), gradients, sum);
+  }
+  void reduce(int64_t groups, const S* gradients, S* total) const {
+    std::fill_n(total, this->gradients(), S(0));
+    gemm_.add_rows(groups, this->gradients(), this->gradients(), gradients, total);
   }
 
-  // The same for a seed: the gradient (C - 1, out) of its higher coefficients as they leave the first layer's weight.
-  void reduce_higher(const std::vector<S*>& workspaces, S* gradient) const {
+  // Of such a total: weight (out, in) and bias (out) of a layer, unless it is null.
+  void read_layer(size_t layer, const S* total, S* weight, S* bias) const {
+    for (size_t i = 0; i < layer; ++i) total += layers_[i].out * stride(layers_[i].in) + stride(layers_[i].out);
+    const int64_t in = layers_[layer].in, out = layers_[layer].out, row = stride(in);
+    for (int64_t o = 0; o < out; ++o) std::copy_n(total + o * row, in, weight + o * in);
+    if (bias != nullptr) std::copy_n(total + out * row, out, bias);
+  }
+
+  // And the gradient (C - 1, out) of a seed's higher coefficients as they leave the first layer's weight.
+  void read_higher(const S* total, S* gradient) const {
     const int64_t out = layers_[0].out;
-    for (size_t t = 0; t < workspaces.size(); ++t) {
-      const S* const sums = workspaces[t] + weight_gradients();
-      for (int64_t c = 0; c + 1 < size(); ++c) add(sums + c * stride(out), out, t == 0, gradient + c * out);
-    }
+    total += weight_gradients();
+    for (int64_t c = 0; c + 1 < size(); ++c) std::copy_n(total + c * stride(out), out, gradient + c * out);
   }
 
  private:
-  // Adds the sum of n rows. That is summed in `sum` first: one long sum over all points would lose digits.
-  static void add_points(const S* rows, int64_t n, int64_t width, S* sum, S* to) {
-    std::fill_n(sum, width, S(0));
-    for (int64_t p = 0; p < n; ++p) add(rows + p * width, width, false, sum);
-    add(sum, width, false, to);
-  }
+  enum { forward_weight, backward_weight, bias };  // what is packed of a layer
 
-  static void add(const S* from, int64_t count, bool first, S* to) {
-    for (int64_t i = 0; i < count; ++i) to[i] = first ? from[i] : to[i] + from[i];
+  // Half of the L2 cache, the other half for weights and what is saved.
+  static int64_t tile_bytes() {
+    static const int64_t bytes = [] {
+      const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+      return (cache > 0 ? cache : int64_t(1) << 20) / 2;
+    }();
+    return bytes;
   }
 
   int64_t size() const { return layout_.size(); }
@@ -202,7 +225,7 @@ class Chain {
   // Numbers of the gradients of weights and biases.
   int64_t weight_gradients() const {
     int64_t numbers = 0;
-    if (mode_ == Mode::backward) {
+    if (backward()) {
       for (const auto& layer : layers_) numbers += layer.out * stride(layer.in) + stride(layer.out);
     }
     return numbers;
@@ -215,38 +238,49 @@ class Chain {
     return numbers % (8 * line) == 0 ? numbers + line : numbers;
   }
   int64_t scratch() const { return cpu_scratch_bytes(layout_) / int64_t(sizeof(S)); }
-  const S* packed(size_t layer, Mode mode) const {
-    return packed_.data() + offsets_[2 * layer + (mode == Mode::backward ? 1 : 0)];
-  }
+  const S* packed(size_t layer, int which) const { return packed_.data() + offsets_[3 * layer + which]; }
+  bool backward() const { return mode_ == Mode::reading || mode_ == Mode::recomputing; }
 
-  // Numbers of one coefficient of one point in all layers.
-  int64_t layer_numbers() const {
+  // Whether the backward pass needs what enters a layer's activation, or, without one, the next layer; and whether that
+  // is saved: the first layer of a seed costs next to nothing to compute.
+  bool is_needed(size_t layer) const { return layer + 1 < layers_.size() || layers_[layer].op >= 0; }
+  bool is_saved(size_t layer) const { return is_needed(layer) && (layer > 0 || !seeded_); }
+  // Numbers of one coefficient of one point in the layers that are needed, or saved; and that a backward pass computes.
+  int64_t layer_numbers(bool saved) const {
     int64_t numbers = 0;
-    for (const auto& layer : layers_) numbers += stride(layer.out);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (saved ? is_saved(i) : is_needed(i)) numbers += stride(layers_[i].out);
+    }
     return numbers;
+  }
+  int64_t computed_numbers() const {
+    if (!backward()) return 0;
+    return layer_numbers(false) - (mode_ == Mode::reading ? layer_numbers(true) : 0);
   }
 
   // Copies of the weights in the panels that the matrix product wants (GemmShape), padded with zeros: transposed for
-  // the forward product, as they are for the gradient of the input.
+  // the forward product, as they are for the gradient of the input. And of the bias.
   void pack() {
     int64_t numbers = 0;
     const auto in_panels = [&](int64_t width) { return (width + gemm_.panel - 1) / gemm_.panel * gemm_.panel; };
     for (const auto& layer : layers_) {
       offsets_.push_back(numbers);
       offsets_.push_back(numbers += layer.in * in_panels(layer.out));
-      if (mode_ == Mode::backward) numbers += layer.out * in_panels(layer.in);
+      offsets_.push_back(numbers += backward() ? layer.out * in_panels(layer.in) : 0);
+      numbers += in_panels(layer.out);
     }
     packed_.assign(numbers, S(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const auto& layer = layers_[l];
       const int64_t panel = gemm_.panel;
-      S* const transposed = packed_.data() + offsets_[2 * l];
-      S* const rows = packed_.data() + offsets_[2 * l + 1];
+      S* const transposed = packed_.data() + offsets_[3 * l];
+      S* const rows = packed_.data() + offsets_[3 * l + 1];
+      if (layer.bias != nullptr) std::copy_n(layer.bias, layer.out, packed_.data() + offsets_[3 * l + 2]);
       for (int64_t o = 0; o < layer.out; ++o) {
         const S* const row = layer.weight + o * layer.in;
         S* const column = transposed + o / panel * panel * layer.in + o % panel;
         for (int64_t i = 0; i < layer.in; ++i) column[i * panel] = row[i];
-        if (mode_ != Mode::backward) continue;
+        if (!backward()) continue;
         for (int64_t i = 0; i < layer.in; i += panel) {
           std::memcpy(rows + i * layer.out + o * panel, row + i, sizeof(S) * std::min(panel, layer.in - i));
         }
@@ -254,10 +288,12 @@ class Chain {
     }
   }
 
-  // c (rows, width) = a (rows, depth) times packed weights; what lies behind the width is 0.
-  void multiply_packed(int64_t rows, int64_t width, int64_t depth, const S* a, const S* b, S* c) const {
-    const int64_t c_row = stride(width), filled = columns(width);
-    gemm_.multiply({rows, filled, depth, stride(depth), 1, gemm_.panel, depth * gemm_.panel, c_row, false}, a, b, c);
+  // c (rows, width) = a (rows, depth) times packed weights, plus a bias in the first rows; what lies behind the width
+  // is 0.
+  void multiply_packed(int64_t rows, int64_t width, int64_t depth, const S* a, const S* b, S* c, int64_t biased,
+                       const S* bias) const {
+    const int64_t c_row = stride(width), filled = columns(width), panel = gemm_.panel;
+    gemm_.multiply({rows, filled, depth, stride(depth), 1, panel, depth * panel, c_row, false, biased}, a, b, c, bias);
     if (c_row == filled) return;
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row + filled, c + (r + 1) * c_row, S(0));
   }
@@ -268,29 +304,32 @@ class Chain {
     std::vector<S> input(rows * in, S(0));
     for (int64_t c = 0; c < rows; ++c) std::memcpy(&input[c * in], higher + c * layer.in, sizeof(S) * layer.in);
     higher_.assign(rows * out, S(0));
-    multiply_packed(rows, layer.out, layer.in, input.data(), packed(0, Mode::forward), higher_.data());
+    multiply_packed(rows, layer.out, layer.in, input.data(), packed(0, forward_weight), higher_.data(), 0, nullptr);
   }
 
   void linear(size_t i, int64_t n, const S* h, S* z) const {
     const auto& layer = layers_[i];
     const int64_t out = stride(layer.out);
-    multiply_packed(input_rows(i, n), layer.out, layer.in, h, packed(i, Mode::forward), z);
-    if (i == 0 && seeded_) {
-      for (int64_t c = 1; c < size(); ++c) {
-        for (int64_t p = 0; p < n; ++p) {
-          std::memcpy(z + (c * n + p) * out, higher_.data() + (c - 1) * out, sizeof(S) * out);
-        }
+    const int64_t biased = layer.bias == nullptr ? 0 : n;
+    multiply_packed(input_rows(i, n), layer.out, layer.in, h, packed(i, forward_weight), z, biased, packed(i, bias));
+    if (i > 0 || !seeded_) return;
+    for (int64_t c = 1; c < size(); ++c) {
+      for (int64_t p = 0; p < n; ++p) {
+        std::memcpy(z + (c * n + p) * out, higher_.data() + (c - 1) * out, sizeof(S) * out);
       }
-    }
-    if (layer.bias == nullptr) return;
-    for (int64_t p = 0; p < n; ++p) {
-      for (int64_t o = 0; o < layer.out; ++o) z[p * out + o] += layer.bias[o];
     }
   }
 
   void activation(size_t i, int64_t n, const S* z, S* h, void* scratch) const {
     const int64_t elements = n * stride(layers_[i].out);
     kernels_.forward[layers_[i].op](layers_[i].params, layout_, Range{elements, 0, elements}, z, h, scratch);
+  }
+
+  // The gradient of z from that of h, and h, unless it is null.
+  void activation_backward(size_t i, int64_t n, const S* grad, const S* z, S* dz, S* h, void* scratch) const {
+    const auto& layer = layers_[i];
+    const int64_t elements = n * stride(layer.out);
+    kernels_.backward[layer.op](layer.params, layout_, Range{elements, 0, elements}, grad, z, dz, h, scratch);
   }
 
   // Between (coefficients, points, width) and a tile's rows (c, point).

@@ -2,6 +2,7 @@
 #include "../chain_arguments.h"
 #include "chain.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 
@@ -44,37 +45,60 @@ const S* higher_data(const ChainArguments& d) {
   return d.seeded() ? d.higher.const_data_ptr<S>() : nullptr;
 }
 
-// Runs f(thread, workspace) for each thread's share of the tiles: tiles [share(t), share(t + 1)) belong to thread t,
-// whichever worker runs it, so that sums over a thread's tiles are reproducible.
+template <class S>
+using Buffer = std::unique_ptr<S, decltype(&std::free)>;
+
+template <class S>
+Buffer<S> allocate(int64_t numbers) {
+  const int64_t bytes = (numbers * int64_t(sizeof(S)) + 63) / 64 * 64;
+  Buffer<S> buffer(static_cast<S*>(std::aligned_alloc(64, bytes)), &std::free);
+  STD_TORCH_CHECK(buffer != nullptr || bytes == 0, "taylorderiv: out of memory for ", bytes, " bytes of workspace");
+  return buffer;
+}
+
+// Gradients summed over a group of tiles, group by group.
+template <class S>
+struct GroupSums {
+  int64_t groups;
+  Buffer<S> sums;
+};
+
+// Runs f(tile, workspace) for all tiles. They are divided into groups, and a thread that is done with one takes the
+// next: no thread waits long for another that is slower. The groups, each with a sum of its own, and so the result, don't
+// depend on which thread ran them.
 template <class S, class F>
-std::vector<std::unique_ptr<S, decltype(&std::free)>> on_threads(const Chain<S>& chain, const F& f) {
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), chain.tiles());
+GroupSums<S> on_threads(const Chain<S>& chain, const F& f) {
+  constexpr int64_t most_groups = 32, least_tiles = 4;
+  constexpr double worth_a_thread = 5e6;  // operations: it takes longer than to wake one up
+  const double operations = chain.operations();
+  const int64_t tiles = chain.tiles(), gradients = chain.gradients();
+  int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tiles);
+  threads = std::clamp<int64_t>(int64_t(operations / worth_a_thread), 1, threads);
+  const int64_t groups = std::max(threads, std::min(tiles / least_tiles, most_groups));
   // Gradients are summed over some tiles, and these sums over all: one long sum would lose digits.
   constexpr int64_t tiles_summed = 64;
-  const int64_t gradients = chain.gradients(), numbers = chain.workspace();
-  const int64_t bytes = ((numbers + gradients) * int64_t(sizeof(S)) + 63) / 64 * 64;
-  std::vector<std::unique_ptr<S, decltype(&std::free)>> workspaces;
-  for (int64_t t = 0; t < threads; ++t) {
-    workspaces.emplace_back(static_cast<S*>(std::aligned_alloc(64, bytes)), &std::free);
-    STD_TORCH_CHECK(workspaces.back() != nullptr, "taylorderiv: out of memory for ", bytes, " bytes of workspace");
-  }
+  std::vector<Buffer<S>> workspaces;
+  for (int64_t t = 0; t < threads; ++t) workspaces.push_back(allocate<S>(chain.workspace()));
+  GroupSums<S> result{groups, allocate<S>(groups * gradients)};
+  std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       S* const workspace = workspaces[t].get();
-      S* const total = workspace + numbers;
-      std::fill_n(workspace, gradients, S(0));
-      std::fill_n(total, gradients, S(0));
-      const int64_t first = chain.tiles() * t / threads, last = chain.tiles() * (t + 1) / threads;
-      for (int64_t tile = first; tile < last; ++tile) {
-        f(tile, workspace);
-        if ((tile + 1 - first) % tiles_summed != 0) continue;
-        for (int64_t i = 0; i < gradients; ++i) total[i] += workspace[i];
+      for (int64_t group = next++; group < groups; group = next++) {
+        S* const sum = result.sums.get() + group * gradients;
+        std::fill_n(sum, gradients, S(0));
         std::fill_n(workspace, gradients, S(0));
+        const int64_t first = tiles * group / groups, last = tiles * (group + 1) / groups;
+        for (int64_t tile = first; tile < last; ++tile) {
+          f(tile, workspace);
+          if ((tile + 1 - first) % tiles_summed != 0 && tile + 1 != last) continue;
+          chain.add_gradients(workspace, sum);
+          std::fill_n(workspace, gradients, S(0));
+        }
       }
-      for (int64_t i = 0; i < gradients; ++i) workspace[i] += total[i];
     }
   });
-  return workspaces;
+  return result;
 }
 
 // The result, and what is saved for the backward pass: empty unless wanted.
@@ -117,21 +141,24 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tenso
       for (const Tensor& t : *list) gradients.push_back(torch::stable::new_zeros(t, t.sizes()));
     }
     if (d.points() == 0) return gradients;
-    const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), Chain<S>::Mode::backward);
+    using Mode = typename Chain<S>::Mode;
+    const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(),
+                         saved.numel() ? Mode::reading : Mode::recomputing);
     STD_TORCH_CHECK(saved.numel() == 0 || (saved.numel() == chain.saved() && saved.is_contiguous() &&
                                            saved.scalar_type() == d.x.scalar_type()),
                     "taylorderiv: saved isn't what this chain saved");
-    const auto workspaces = on_threads(chain, [&](int64_t tile, S* workspace) {
+    const auto sums = on_threads(chain, [&](int64_t tile, S* workspace) {
       chain.backward(tile, grad.const_data_ptr<S>(), d.x.const_data_ptr<S>(),
                      saved.numel() ? saved.const_data_ptr<S>() : nullptr,
                      input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);
     });
-    std::vector<S*> sums;
-    for (const auto& workspace : workspaces) sums.push_back(workspace.get());
-    if (d.seeded()) chain.reduce_higher(sums, gradients[1].mutable_data_ptr<S>());
+    const auto total = allocate<S>(chain.gradients());
+    chain.reduce(sums.groups, sums.sums.get(), total.get());
+    if (d.seeded()) chain.read_higher(total.get(), gradients[1].mutable_data_ptr<S>());
     for (size_t i = 0; i < layers.size(); ++i) {
       Tensor &weight = gradients[2 + i], &bias = gradients[2 + layers.size() + i];
-      chain.reduce(i, sums, weight.mutable_data_ptr<S>(), layers[i].bias ? bias.mutable_data_ptr<S>() : nullptr);
+      chain.read_layer(i, total.get(), weight.mutable_data_ptr<S>(),
+                       layers[i].bias ? bias.mutable_data_ptr<S>() : nullptr);
     }
     return gradients;
   });

@@ -35,10 +35,11 @@ struct UnrolledOrders {
   }
 };
 
-#if defined(TD_SIMD_AVX512)
-using Orders = UnrolledOrders<1, 2, 3, 4, 6, 10>;
-#elif defined(TD_SIMD_AVX2)
-using Orders = UnrolledOrders<2, 4, 10>;  // fewer, for the compile time
+#ifdef TD_SIMD_BYTES
+using Orders = UnrolledOrders<1, 2, 3, 4, 6, 8, 10>;
+// Fewer for the other ops, for the compile time.
+template <class Op>
+using OrdersOf = std::conditional_t<Op::activation, Orders, UnrolledOrders<2, 4, 10>>;
 #else
 using Orders = LoopOrders;
 #endif
@@ -48,6 +49,7 @@ struct Loader {
   const S* p;
   int64_t stride;
   TD_HD Number<C> operator()(int c) const { return load_number<C>(p + c * stride); }
+  TD_HD Loader at(int64_t element) const { return {p + element, stride}; }
 };
 
 // Stores numbers and remembers where one was infinite or NaN.
@@ -60,19 +62,26 @@ struct Storer {
     store_number(p + c * stride, v);
     *not_finite = *not_finite + v * Number<C>(0.0);
   }
+  TD_HD Storer at(int64_t element) const { return {p + element, stride, not_finite}; }
 };
 
-// Calls body(pointers to the inputs, pointer to the output, stride) for each vector of elements in the range; the last
-// one goes through a copy in scratch memory when it is not full.
-template <class C, class S, int inputs, class Body>
-TD_HD void for_each_vector(const LayoutView& layout, Range range, const S* const (&in)[inputs], S* out, void* scratch,
-                           const Body& body) {
+// Calls body(pointers to the inputs, pointers to the outputs, stride, vectors, elements) for blocks of vectors, `most`
+// at a time, of the elements in the range; the last vector goes through a copy in scratch memory when it is not full.
+// An output may be null.
+template <int most, class C, class S, int inputs, int outputs, class Body>
+TD_HD void for_each_block(const LayoutView& layout, Range range, const S* const (&in)[inputs],
+                          S* const (&out)[outputs], void* scratch, const Body& body) {
   constexpr int lanes = lanes_of<C>;
   int64_t i = range.begin;
   const S* at[inputs];
-  for (; i + lanes <= range.end; i += lanes) {
+  S* to[outputs];
+  while (i + lanes <= range.end) {
+    const int64_t left = (range.end - i) / lanes;
+    const int count = left < most ? int(left) : most;
     for (int n = 0; n < inputs; ++n) at[n] = in[n] + i;
-    body(at, out + i, range.stride, lanes);
+    for (int n = 0; n < outputs; ++n) to[n] = out[n] == nullptr ? nullptr : out[n] + i;
+    body(at, to, range.stride, count, count * lanes);
+    i += count * lanes;
   }
   if (i == range.end) return;
   const int rest = int(range.end - i), size = layout.size();
@@ -84,65 +93,149 @@ TD_HD void for_each_vector(const LayoutView& layout, Range range, const S* const
         copy[(n * size + c) * lanes + l] = in[n][c * range.stride + i + (l < rest ? l : 0)];
     }
   }
-  S* const result = copy + inputs * size * lanes;
-  body(at, result, lanes, rest);
-  for (int c = 0; c < size; ++c) {
-    for (int l = 0; l < rest; ++l) out[c * range.stride + i + l] = result[c * lanes + l];
+  for (int n = 0; n < outputs; ++n) to[n] = out[n] == nullptr ? nullptr : copy + (inputs + n) * size * lanes;
+  body(at, to, lanes, 1, rest);
+  for (int n = 0; n < outputs; ++n) {
+    for (int c = 0; c < size && out[n] != nullptr; ++c) {
+      for (int l = 0; l < rest; ++l) out[n][c * range.stride + i + l] = to[n][c * lanes + l];
+    }
   }
 }
 
-// The scratch memory: copies for a last vector (three tensors at most), then a series workspace.
+// The scratch memory: copies for a last vector (four tensors at most), then a series workspace.
 template <class C, class S>
 TD_HD Number<C>* workspace(const LayoutView& layout, void* scratch) {
-  return reinterpret_cast<Number<C>*>(static_cast<S*>(scratch) + 3 * layout.size() * 64 / sizeof(S));
+  return reinterpret_cast<Number<C>*>(static_cast<S*>(scratch) + 4 * layout.size() * 64 / sizeof(S));
 }
 
 #ifdef TD_SIMD_BYTES
 
-// The vector kernels give singular points, and whatever isn't finite, to the careful ones, element by element.
+// Vectors are computed in blocks: first the seeds of all of them, then one direction of all of them after the other. So
+// the processor, which can't look far ahead, has independent work at hand, and what a direction is, is found out once.
+inline constexpr int block = 16;
+
+template <class Op, class C, class S>
+struct Block {
+  Seed<Number<C>, Op::aux> seeds[block];
+  Number<C> not_finite;
+  bool care = false;
+
+  TD_HD Block(const Op& op, const S* x, int count) : not_finite(0.0) {
+    for (int i = 0; i < count; ++i) seeds[i] = seed_of(op, load_number<C>(x + i * lanes_of<C>));
+    if constexpr (Op::singular) {
+      for (int i = 0; i < count; ++i) care = care || any(needs_care(op, seeds[i]));
+    }
+  }
+
+  // The vector kernels give singular points, and whatever isn't finite, to the careful ones, element by element.
+  template <class Redo>
+  TD_HD void redo(const Op& op, int size, S* const* out, int64_t stride, int elements, const Redo& redo) const {
+    if (!care && !any(!(not_finite == Number<C>(0.0)))) return;
+    for (int e = 0; e < elements; ++e) {
+      bool wanted = false;
+      if constexpr (Op::singular) wanted = lane(needs_care(op, seeds[e / lanes_of<C>]), e % lanes_of<C>);
+      for (int c = 0; c < size; ++c) {
+        for (int n = 0; n < 2; ++n) wanted = wanted || (out[n] != nullptr && !(out[n][c * stride + e] * S(0) == S(0)));
+      }
+      if (wanted) redo(e);
+    }
+  }
+};
+
 template <class Op, int place, class S>
 void forward(const double* params, const LayoutView& layout, Range range, const S* x, S* y, void* scratch) {
   using C = Compute<Op, S>;
+  using N = Number<C>;
   const auto careful = careful_kernels<S>().forward[place];
   if constexpr (Op::local_only) {
     careful(params, layout, range, x, y, scratch);
   } else {
+    constexpr int lanes = lanes_of<C>;
     const Op op(params);
-    for_each_vector<C, S, 1>(layout, range, {x}, y, scratch,
-                             [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
-      Number<C> not_finite(0.0);
-      const auto care =
-          unary_forward<Orders, false>(op, layout, Loader<C, S>{in[0], stride}, Storer<C, S>{out, stride, &not_finite},
-                                       workspace<C, S>(layout, scratch));
-      const auto redo = (!(not_finite == Number<C>(0.0))) | care;
-      if (!any(redo)) return;
-      for (int l = 0; l < count; ++l) {
-        if (lane(redo, l)) careful(params, layout, Range{stride, l, l + 1}, in[0], out, scratch);
+    for_each_block<block, C, S, 1, 2>(layout, range, {x}, {y, nullptr}, scratch,
+                                      [&](const S* const* in, S* const* out, int64_t stride, int count, int elements)
+                                          TD_INLINE_LAMBDA {
+      Block<Op, C, S> b(op, in[0], count);
+      N collapsed[block];
+      const Storer<C, S> store{out[0], stride, &b.not_finite};
+      for (int i = 0; i < count; ++i) {
+        store.at(i * lanes)(0, b.seeds[i].y);
+        collapsed[i] = N(0.0);
       }
+      for_each_direction<OrdersOf<Op>>(layout, [&](auto K, const Direction& direction) TD_INLINE_LAMBDA {
+        const Direction d = direction;  // copies that stores to memory can't change, as far as the compiler knows
+        const Op op_copy = op;
+        const Loader<C, S> load{in[0], stride};
+        N not_finite(0.0);
+        const Storer<C, S> store{out[0], stride, &not_finite};
+        for (int i = 0; i < count; ++i) {
+          const auto load_x = load.at(i * lanes);
+          forward_direction<false>(op_copy, K, d, layout, load_x(0), b.seeds[i], load_x, store.at(i * lanes), collapsed[i],
+                                   workspace<C, S>(layout, scratch));
+        }
+        b.not_finite = b.not_finite + not_finite;
+      });
+      if (layout.collapsed()) {
+        for (int i = 0; i < count; ++i) store.at(i * lanes)(layout.top(), collapsed[i]);
+      }
+      b.redo(op, layout.size(), out, stride, elements, [&](int e) {
+        careful(params, layout, Range{stride, e, e + 1}, in[0], out[0], scratch);
+      });
     });
   }
 }
 
 template <class Op, int place, class S>
-void backward(const double* params, const LayoutView& layout, Range range, const S* grad, const S* x, S* dx,
+void backward(const double* params, const LayoutView& layout, Range range, const S* grad, const S* x, S* dx, S* y,
               void* scratch) {
   using C = Compute<Op, S>;
+  using N = Number<C>;
   const auto careful = careful_kernels<S>().backward[place];
   if constexpr (Op::local_only) {
-    careful(params, layout, range, grad, x, dx, scratch);
+    careful(params, layout, range, grad, x, dx, y, scratch);
   } else {
+    constexpr int lanes = lanes_of<C>;
     const Op op(params);
-    for_each_vector<C, S, 2>(layout, range, {grad, x}, dx, scratch,
-                             [&](const S* const* in, S* out, int64_t stride, int count) TD_INLINE_LAMBDA {
-      Number<C> not_finite(0.0);
-      const auto care =
-          unary_backward<Orders, false>(op, layout, Loader<C, S>{in[1], stride}, Loader<C, S>{in[0], stride},
-                                        Storer<C, S>{out, stride, &not_finite}, workspace<C, S>(layout, scratch));
-      const auto redo = (!(not_finite == Number<C>(0.0))) | care;
-      if (!any(redo)) return;
-      for (int l = 0; l < count; ++l) {
-        if (lane(redo, l)) careful(params, layout, Range{stride, l, l + 1}, in[0], in[1], out, scratch);
+    for_each_block<block, C, S, 2, 2>(layout, range, {grad, x}, {dx, y}, scratch,
+                                      [&](const S* const* in, S* const* out, int64_t stride, int count, int elements)
+                                          TD_INLINE_LAMBDA {
+      Block<Op, C, S> b(op, in[1], count);
+      N dx0[block], collapsed[block];
+      S discarded[block * lanes];  // where there is no y
+      const auto store_y_to = [&](N* not_finite) TD_INLINE_LAMBDA {
+        return out[1] == nullptr ? Storer<C, S>{discarded, 0, not_finite} : Storer<C, S>{out[1], stride, not_finite};
+      };
+      const Storer<C, S> store{out[0], stride, &b.not_finite}, store_y = store_y_to(&b.not_finite);
+      const Loader<C, S> load_g{in[0], stride};
+      for (int i = 0; i < count; ++i) {
+        store_y.at(i * lanes)(0, b.seeds[i].y);
+        dx0[i] = b.seeds[i].s * load_g.at(i * lanes)(0);
+        collapsed[i] = N(0.0);
       }
+      for_each_direction<OrdersOf<Op>>(layout, [&](auto K, const Direction& direction) TD_INLINE_LAMBDA {
+        const Direction d = direction;  // copies that stores to memory can't change, as far as the compiler knows
+        const Op op_copy = op;
+        const Loader<C, S> load_g{in[0], stride}, load_x{in[1], stride};
+        N not_finite(0.0);
+        const Storer<C, S> store{out[0], stride, &not_finite}, store_y = store_y_to(&not_finite);
+        for (int i = 0; i < count; ++i) {
+          const auto load = load_x.at(i * lanes);
+          backward_direction<OrdersOf<Op>, false>(op_copy, K, d, layout, load(0), b.seeds[i], load, load_g.at(i * lanes),
+                                            store.at(i * lanes), store_y.at(i * lanes), dx0[i], collapsed[i],
+                                            workspace<C, S>(layout, scratch));
+        }
+        b.not_finite = b.not_finite + not_finite;
+      });
+      for (int i = 0; i < count; ++i) {
+        if (layout.collapsed()) {
+          store.at(i * lanes)(layout.top(), b.seeds[i].s * load_g.at(i * lanes)(layout.top()));
+          store_y.at(i * lanes)(layout.top(), collapsed[i]);
+        }
+        store.at(i * lanes)(0, dx0[i]);
+      }
+      b.redo(op, layout.size(), out, stride, elements, [&](int e) {
+        careful(params, layout, Range{stride, e, e + 1}, in[0], in[1], out[0], out[1], scratch);
+      });
     });
   }
 }
@@ -151,21 +244,21 @@ void backward(const double* params, const LayoutView& layout, Range range, const
 
 template <class S>
 void cauchy_product(const LayoutView& layout, Range range, const S* a, const S* b, S* y, void* scratch) {
-  for_each_vector<S, S, 2>(layout, range, {a, b}, y, scratch,
-                           [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
+  for_each_block<1, S, S, 2, 1>(layout, range, {a, b}, {y}, scratch,
+                                [&](const S* const* in, S* const* out, int64_t stride, int, int) TD_INLINE_LAMBDA {
     Number<S> not_finite(0.0);
     cauchy_forward<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride},
-                           Storer<S, S>{out, stride, &not_finite}, workspace<S, S>(layout, scratch));
+                           Storer<S, S>{out[0], stride, &not_finite}, workspace<S, S>(layout, scratch));
   });
 }
 
 template <class S>
 void correlation(const LayoutView& layout, Range range, const S* b, const S* grad, S* da, void* scratch) {
-  for_each_vector<S, S, 2>(layout, range, {b, grad}, da, scratch,
-                           [&](const S* const* in, S* out, int64_t stride, int) TD_INLINE_LAMBDA {
+  for_each_block<1, S, S, 2, 1>(layout, range, {b, grad}, {da}, scratch,
+                                [&](const S* const* in, S* const* out, int64_t stride, int, int) TD_INLINE_LAMBDA {
     Number<S> not_finite(0.0);
     correlate<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride},
-                      Storer<S, S>{out, stride, &not_finite}, workspace<S, S>(layout, scratch));
+                      Storer<S, S>{out[0], stride, &not_finite}, workspace<S, S>(layout, scratch));
   });
 }
 

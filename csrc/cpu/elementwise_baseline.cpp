@@ -23,16 +23,19 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
 }
 
 template <class Op, int, class S>
-void backward(const double* params, const LayoutView& layout, Range range, const S* grad, const S* x, S* dx,
+void backward(const double* params, const LayoutView& layout, Range range, const S* grad, const S* x, S* dx, S* y,
               void* scratch) {
   using C = Compute<Op, S>;
   const Op op(params);
   for (int64_t i = range.begin; i < range.end; ++i) {
     Number<C> not_finite(0.0);
     with_care<Op>([&](auto local) {
-      return unary_backward<LoopOrders, local.value>(
-          op, layout, Loader<C, S>{x + i, range.stride}, Loader<C, S>{grad + i, range.stride},
-          Storer<C, S>{dx + i, range.stride, &not_finite}, workspace<C, S>(layout, scratch));
+      const auto run = [&](const auto& store_y) {
+        return unary_backward<LoopOrders, local.value>(
+            op, layout, Loader<C, S>{x + i, range.stride}, Loader<C, S>{grad + i, range.stride},
+            Storer<C, S>{dx + i, range.stride, &not_finite}, workspace<C, S>(layout, scratch), store_y);
+      };
+      return y == nullptr ? run(Nowhere{}) : run(Storer<C, S>{y + i, range.stride, &not_finite});
     });
   }
 }
@@ -91,8 +94,8 @@ CpuKernels<double>::DoubleBackward cpu_double_backward<double>(int op) {
 static constexpr int most_aux = std::max({TD_UNARY_OPS(TD_AUX)});
 
 int64_t cpu_scratch_bytes(const LayoutView& layout) {
-  // Three copies of a last vector, then a workspace, both of at most 64-byte vectors.
-  return 64 * (3 * int64_t(layout.size()) + scratch_size(layout.max_order(), most_aux));
+  // Four copies of a last vector, then a workspace, both of at most 64-byte vectors.
+  return 64 * (4 * int64_t(layout.size()) + scratch_size(layout.max_order(), most_aux));
 }
 
 const char* name_of(InstructionSet isa) {

@@ -6,6 +6,12 @@
 
 TD_NAMESPACE_BEGIN
 
+#if defined(__clang__)
+#define TD_UNROLL_BY_4 _Pragma("unroll 4")
+#else
+#define TD_UNROLL_BY_4 _Pragma("GCC unroll 4")
+#endif
+
 // Vectors of columns and rows of a register tile: 24 accumulators of 32 registers, or 12 of 16.
 #ifdef TD_SIMD_AVX512
 inline constexpr int register_columns = 4, register_tile = 24;
@@ -16,59 +22,110 @@ inline constexpr int register_columns = 2, register_tile = 12;
 template <class S>
 inline constexpr int panel_of = register_columns * lanes_of<S>;
 
-// C[m][n] (+)= sum_k A(m, k) B[k][n] for `rows` rows and `vectors` SIMD vectors of columns held in registers.
+// What of B (or of all its columns, where it isn't packed in panels) stays in the L1 cache while all rows of A pass by.
+#ifdef TD_SIMD_AVX512
+inline constexpr int64_t resident_bytes = 32768;
+#else
+inline constexpr int64_t resident_bytes = 16384;
+#endif
+
+// C[m][n] (+)= sum_k A(m, k) B[k][n] for `rows` rows and `vectors` SIMD vectors of columns held in registers; the
+// first `biased` rows have a bias.
 template <class S, int rows, int vectors>
-TD_HD void gemm_registers(const GemmShape& g, const S* a, const S* b, S* c) {
+TD_HD void gemm_registers(const GemmShape& g, int64_t biased, const S* a, const S* b, S* c, const S* bias) {
   using V = Number<S>;
   constexpr int lanes = lanes_of<S>;
   V sum[rows][vectors];
   TD_UNROLL for (int m = 0; m < rows; ++m) { TD_UNROLL for (int n = 0; n < vectors; ++n) sum[m][n] = V(0.0); }
-  for (int64_t k = 0; k < g.depth; ++k) {
+  const int64_t depth = g.depth, a_row = g.a_row, a_depth = g.a_depth, b_row = g.b_row;
+  TD_UNROLL_BY_4 for (int64_t k = 0; k < depth; ++k) {
     V row[vectors];
-    TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_number<S>(b + k * g.b_row + n * lanes);
+    TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_number<S>(b + k * b_row + n * lanes);
     TD_UNROLL for (int m = 0; m < rows; ++m) {
-      const V factor(a[m * g.a_row + k * g.a_depth]);
+      const V factor(a[m * a_row + k * a_depth]);
       TD_UNROLL for (int n = 0; n < vectors; ++n) sum[m][n] = sum[m][n] + factor * row[n];
     }
   }
-  TD_UNROLL for (int m = 0; m < rows; ++m) {
-    TD_UNROLL for (int n = 0; n < vectors; ++n) {
-      S* const to = c + m * g.c_row + n * lanes;
-      store_number(to, g.accumulate ? load_number<S>(to) + sum[m][n] : sum[m][n]);
+  const int64_t c_row = g.c_row;
+  const auto store = [&](const auto& added) TD_INLINE_LAMBDA {
+    TD_UNROLL for (int m = 0; m < rows; ++m) {
+      TD_UNROLL for (int n = 0; n < vectors; ++n) {
+        S* const to = c + m * c_row + n * lanes;
+        store_number(to, added(sum[m][n], m, n, to));
+      }
     }
+  };
+  if (g.accumulate) {
+    store([&](V v, int, int, const S* to) TD_INLINE_LAMBDA { return v + load_number<S>(to); });
+  } else if (biased <= 0) {
+    store([&](V v, int, int, const S*) TD_INLINE_LAMBDA { return v; });
+  } else {
+    store([&](V v, int m, int n, const S*) TD_INLINE_LAMBDA {
+      return m < biased ? v + load_number<S>(bias + n * lanes) : v;
+    });
   }
 }
 
 template <class S, int vectors>
-void gemm_panel(const GemmShape& g, const S* a, const S* b, S* c) {
+void gemm_panel(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
   constexpr int rows = register_tile / vectors < 12 ? register_tile / vectors : 12;
   int64_t m = 0;
-  for (; m + rows <= g.rows; m += rows) gemm_registers<S, rows, vectors>(g, a + m * g.a_row, b, c + m * g.c_row);
-  for (; m + 3 <= g.rows; m += 3) gemm_registers<S, 3, vectors>(g, a + m * g.a_row, b, c + m * g.c_row);
-  for (; m < g.rows; ++m) gemm_registers<S, 1, vectors>(g, a + m * g.a_row, b, c + m * g.c_row);
-}
-
-// Columns [n, n + vectors) in panels of B that stay in the L1 cache while all rows of A pass by.
-template <class S, int vectors>
-void gemm_columns(const GemmShape& g, const S* a, const S* b, S* c) {
-  constexpr int64_t depth = 32768 / (vectors * int(sizeof(Number<S>)));
-  GemmShape part = g;
-  for (int64_t k = 0; k < g.depth || k == 0; k += depth) {
-    part.depth = g.depth - k < depth ? g.depth - k : depth;
-    part.accumulate = g.accumulate || k > 0;
-    gemm_panel<S, vectors>(part, a + k * g.a_depth, b + k * g.b_row, c);
-  }
+  const auto pass = [&](auto count) TD_INLINE_LAMBDA {
+    constexpr int step = decltype(count)::value;
+    for (; m + step <= g.rows; m += step) {
+      gemm_registers<S, step, vectors>(g, g.biased - m, a + m * g.a_row, b, c + m * g.c_row, bias);
+    }
+  };
+  pass(std::integral_constant<int, rows>{});
+  pass(std::integral_constant<int, 3>{});
+  pass(std::integral_constant<int, 1>{});
 }
 
 template <class S>
-void gemm(const GemmShape& g, const S* a, const S* b, S* c) {
+void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
   constexpr int lanes = lanes_of<S>, panel = panel_of<S>;
-  int64_t n = 0;
-  for (; n + panel <= g.columns; n += panel, b += g.b_panel) gemm_columns<S, register_columns>(g, a, b, c + n);
-  if constexpr (register_columns > 2) {
-    for (; n + 2 * lanes <= g.columns; n += 2 * lanes, b += 2 * lanes) gemm_columns<S, 2>(g, a, b, c + n);
+  const int64_t fitting = resident_bytes / (g.b_row * int64_t(sizeof(S))), depth = fitting < 32 ? 32 : fitting;
+  GemmShape part = g;
+  for (int64_t k = 0; k < g.depth || k == 0; k += depth, a += depth * g.a_depth, b += depth * g.b_row) {
+    part.depth = g.depth - k < depth ? g.depth - k : depth;
+    part.accumulate = g.accumulate || k > 0;
+    part.biased = k > 0 ? 0 : g.biased;
+    const S* columns = b;
+    int64_t n = 0;
+    const auto bias_at = [&] { return bias == nullptr ? nullptr : bias + n; };
+    for (; n + panel <= g.columns; n += panel, columns += g.b_panel) {
+      gemm_panel<S, register_columns>(part, a, columns, c + n, bias_at());
+    }
+    if constexpr (register_columns > 2) {
+      for (; n + 2 * lanes <= g.columns; n += 2 * lanes, columns += 2 * lanes) {
+        gemm_panel<S, 2>(part, a, columns, c + n, bias_at());
+      }
+    }
+    for (; n < g.columns; n += lanes, columns += lanes) gemm_panel<S, 1>(part, a, columns, c + n, bias_at());
   }
-  for (; n < g.columns; n += lanes, b += lanes) gemm_columns<S, 1>(g, a, b, c + n);
+}
+
+template <class S, int vectors>
+TD_HD void add_columns(int64_t n, int64_t row, const S* rows, S* to) {
+  constexpr int lanes = lanes_of<S>;
+  Number<S> sum[vectors];
+  TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = Number<S>(0.0);
+  for (int64_t p = 0; p < n; ++p) {
+    TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + load_number<S>(rows + p * row + v * lanes);
+  }
+  TD_UNROLL for (int v = 0; v < vectors; ++v) {
+    store_number(to + v * lanes, load_number<S>(to + v * lanes) + sum[v]);
+  }
+}
+
+#undef TD_UNROLL_BY_4
+
+template <class S>
+void add_rows(int64_t n, int64_t columns, int64_t row, const S* rows, S* to) {
+  constexpr int lanes = lanes_of<S>;
+  int64_t c = 0;
+  for (; c + 4 * lanes <= columns; c += 4 * lanes) add_columns<S, 4>(n, row, rows + c, to + c);
+  for (; c < columns; c += lanes) add_columns<S, 1>(n, row, rows + c, to + c);
 }
 
 TD_NAMESPACE_END

@@ -15,7 +15,8 @@ struct Range {
 template <class S>
 struct CpuKernels {
   using Forward = void (*)(const double* params, const LayoutView&, Range, const S* x, S* y, void* scratch);
-  using Backward = void (*)(const double* params, const LayoutView&, Range, const S* grad, const S* x, S* dx,
+  // Writes the forward pass's result, too, unless y is null.
+  using Backward = void (*)(const double* params, const LayoutView&, Range, const S* grad, const S* x, S* dx, S* y,
                             void* scratch);
   using DoubleBackward = void (*)(const double* params, const LayoutView&, Range, const S* grad_grad, const S* grad,
                                   const S* x, S* dgrad, S* dx, void* scratch);
@@ -28,15 +29,20 @@ struct CpuKernels {
 };
 
 // C (rows x columns, columns a multiple of the vector length) = or += A B, with A(m, k) at a[m a_row + k a_depth].
-// B comes in panels of CpuGemm::panel columns, b_panel apart, within which B(k, n) is at [k b_row + n].
+// B comes in panels of CpuGemm::panel columns, b_panel apart, within which B(k, n) is at [k b_row + n]. To the first
+// `biased` rows a bias is added.
 struct GemmShape {
   int64_t rows, columns, depth, a_row, a_depth, b_row, b_panel, c_row;
   bool accumulate;
+  int64_t biased;
 };
 
 template <class S>
 struct CpuGemm {
-  void (*multiply)(const GemmShape&, const S* a, const S* b, S* c);
+  void (*multiply)(const GemmShape&, const S* a, const S* b, S* c, const S* bias);
+  // Adds the sum of n rows, `row` apart, of whole vectors: summed first, as one long sum over all points would lose
+  // digits.
+  void (*add_rows)(int64_t n, int64_t columns, int64_t row, const S* rows, S* to);
   int lanes;  // numbers in a SIMD vector
   int panel;  // columns of B that are in registers at once
 };

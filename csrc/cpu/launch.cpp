@@ -95,7 +95,7 @@ struct Cpu {
     with_scalar(x, [&](auto scalar) {
       using S = decltype(scalar);
       parallel<S, 2>(layout, {&grad, &x}, dx, [&](Range range, const auto& in, S* out, void* scratch) {
-        cpu_kernels<S>().backward[op](params.data(), layout, range, in[0], in[1], out, scratch);
+        cpu_kernels<S>().backward[op](params.data(), layout, range, in[0], in[1], out, nullptr, scratch);
       });
     });
   }
