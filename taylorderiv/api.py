@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from taylorderiv.evaluation import evaluate, plan_once, plans
+from taylorderiv.evaluation import evaluate, plan_once, plans, scaled
 from taylorderiv.jet import Jet, Level, check_like, check_order, check_variable, factorial, nested_level
 from taylorderiv.layout import Layout
 from taylorderiv.planner import NestedPlan, Plan, Polynomial, make_plan
@@ -61,9 +61,7 @@ def _derivatives(y: Any, order: int, level: Level) -> tuple[Any, ...]:
         value: Any = y
         return (y, *[torch.zeros_like(value) for _ in range(order)])
     factors = [factorial(k) for k in range(order + 1)]
-    c = y.coefficients
-    scale = torch.tensor(factors, dtype=torch.promote_types(c.dtype, torch.float32), device=c.device)
-    return (c * scale.reshape(-1, *[1] * (c.ndim - 1))).to(c.dtype).unbind(0)
+    return scaled(y.coefficients, factors).unbind(0)
 
 
 def jet(
@@ -129,14 +127,19 @@ def jet(
 class Partials:
     """Partial derivatives of one function: ``p.u`` is the value; ``p.xxt``, ``p["xxt"]`` or ``p[2, 1]`` the others."""
 
-    def __init__(self, value: Any, variables: Sequence[str], entries: Mapping[MultiIndex, Any]):
+    def __init__(
+        self, value: Any, variables: Sequence[str], entries: Mapping[MultiIndex, Any], names: Mapping[str, MultiIndex]
+    ):
         self.u = value
         self._variables = tuple(variables)
         self._entries = dict(entries)
+        self._names = names
 
     def __getitem__(self, name: str | Sequence[str] | MultiIndex) -> Any:
         if name == "u":
             return self.u
+        if isinstance(name, str) and name in self._names:  # as it was asked for
+            return self._entries[self._names[name]]
         index = _multi_index(name, self._variables)
         if index not in self._entries:
             raise KeyError(f"the partial derivative {name!r} wasn't asked for")
@@ -210,12 +213,14 @@ def partials(
         raise ValueError(f"variables must be distinct, and none called 'u', got {list(variables)}")
     if isinstance(names, str) or len(names) == 0:
         raise ValueError("names must be a sequence with at least one partial derivative, such as ['x', 'xx']")
-    requests = list(dict.fromkeys(_multi_index(name, variables) for name in names if name != "u"))
+    indices = [(name, _multi_index(name, variables)) for name in names if name != "u"]
+    requests = list(dict.fromkeys(index for _, index in indices))
     name = f"partials_{count}_" + "__".join("_".join(map(str, request)) for request in requests)
     plan = plan_once(plans, name, _plan_of, tuple(requests), count)
     points = {name: x[name] for name in variables} if isinstance(x, Mapping) else x
     value, *entries = evaluate(plan, f, points, chunk_size=chunk_size)
-    return Partials(value, variables, dict(zip(requests, entries, strict=True)))
+    asked = {name: index for name, index in indices if isinstance(name, str)}
+    return Partials(value, variables, dict(zip(requests, entries, strict=True)), asked)
 
 
 def _plan_of(requests: tuple[MultiIndex, ...], dimension: int) -> Plan | NestedPlan:

@@ -160,6 +160,13 @@ def _read(plan: Plan, coefficients: Any, value: Any) -> Any:
     if coefficients is None:
         coefficients = value[None]
         reads = tuple(tuple((i, factor) for i, factor in terms if i == 0) for terms in reads)
+    single = {terms[0][0]: terms[0][1] for terms in reads if len(terms) == 1}
+    if len(single) == len(reads) <= _MANY_TERMS:  # each quantity is a coefficient of its own: one product does it
+        each = scaled(coefficients, [single.get(i, 1.0) for i in range(coefficients.shape[0])])
+        if list(single) == list(range(coefficients.shape[0])):
+            return each
+        parts = each.unbind(0)
+        return torch.stack([parts[i] for i in single])
     if isinstance(coefficients, Jet) or sum(map(len, reads)) <= _MANY_TERMS:
         zero: Any = torch.zeros_like(value) if not all(reads) else None
         parts = coefficients.unbind(0)  # once: the gradient of each indexing would be as large as all of them
@@ -170,6 +177,13 @@ def _read(plan: Plan, coefficients: Any, value: Any) -> Any:
     terms = coefficients[torch.tensor(indices, device=value.device)] * scale.reshape(-1, *[1] * value.ndim)
     out = torch.zeros(len(reads), *value.shape, dtype=value.dtype, device=value.device)
     return out.index_add(0, torch.tensor(quantities, device=value.device), terms)
+
+
+def scaled(coefficients: Any, factors: Sequence[float]) -> Tensor:
+    """Coefficients ``(C, *shape)``, each times its factor."""
+    dtype = torch.promote_types(coefficients.dtype, torch.float32)  # in which the factors are finite
+    scale = torch.tensor(factors, dtype=dtype, device=coefficients.device)
+    return (coefficients * scale.reshape(-1, *[1] * (coefficients.ndim - 1))).to(coefficients.dtype)
 
 
 def _combine(coefficients: Any, terms: tuple[tuple[int, float], ...]) -> Any:
