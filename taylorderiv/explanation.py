@@ -248,10 +248,17 @@ def _chain_step(name: str, args: Any, result: Any) -> Step:
     coefficients = size * points * sum(w.shape[0] for w, op in zip(weights, ops, strict=True) if op)
     notes = ["seed"] * bool(higher.numel())
     if backward:
-        recomputes = args[3].numel() == 0
-        notes += ["layers recomputed" if recomputes else "layers saved"]
-        # Two products a layer, the first one's input gradient only if it's wanted, and the forward ones again.
-        flops = (3 if recomputes else 2) * flops - (0 if args[-1] else 2 * rows[0] * weights[0].numel())
+        # Layers that the backward pass needs; of a seed the first one isn't worth saving.
+        needed = [i for i, op in enumerate(ops) if op or i + 1 < len(ops)]
+        saveable = [i for i in needed if i > 0 or not higher.numel()]
+        all_numbers = size * points * sum(weights[i].shape[0] for i in saveable)
+        share = min(args[3].numel() / all_numbers, 1.0) if all_numbers else 0.0
+        some = f"layers of {share:.0%} of the points saved"
+        notes += ["layers recomputed" if share == 0 else "layers saved" if share > 0.99 else some]
+        forward = [2 * n * i * o for n, i, o in products]
+        recomputed = sum(forward[i] * (1 - share if i in saveable else 1) for i in needed)
+        # Two products a layer, the first one's input gradient only if it's wanted, and forward ones again.
+        flops = 2 * flops + recomputed - (0 if args[-1] else forward[0])
         coefficients *= 2  # forward again, and backward
     widths = [str(weights[0].shape[1])] + [f"{w.shape[0]} {op}".strip() for w, op in zip(weights, ops, strict=True)]
     what = " → ".join(widths) + "".join(f", {note}" for note in notes)

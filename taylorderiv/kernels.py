@@ -111,7 +111,7 @@ _OPERATIONS_PER_SECOND = {torch.float32: 200e9, torch.float64: 100e9}
 _COEFFICIENTS_PER_SECOND = {torch.float32: 3e9, torch.float64: 1.2e9}
 _FRESH_BYTES_PER_SECOND = 1.5e9
 # Smaller blocks of memory than 32 MiB aren't new: the C library keeps them for the next step.
-_RECYCLED_BYTES = 30e6
+_RECYCLED_BYTES = 30_000_000
 
 
 class _Fusion(threading.local):
@@ -129,7 +129,8 @@ def fusion(enabled: bool = True, *, save: bool | None = None) -> Iterator[None]:
     Args:
         enabled: whether linear layers and activations that follow each other run as one fused op.
         save: whether such an op saves its layers for the backward pass, which then needn't recompute them: memory for
-            every layer and coefficient, against a third matrix product per layer. By default the faster one is chosen.
+            every layer and coefficient, against a third matrix product per layer. By default the faster one is chosen,
+            for some of the points if that memory would be much.
 
     Example:
         >>> with taylorderiv.fusion(save=False):  # the least memory
@@ -212,27 +213,26 @@ def chain(
     ]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Chain.apply(not x.is_cuda and _saving_pays(weights, layout.size * x.shape[1]), rest, *tensors)
+        return _Chain.apply(0 if x.is_cuda else saved_bytes(weights), rest, *tensors)
     x, higher, *parameters = tensors
     return torch.ops.taylorderiv.chain(
-        x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, False, _tf32_allowed(x)
+        x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, 0, _tf32_allowed(x)
     )[0]
 
 
-def _saving_pays(weights: Sequence[Tensor], rows: int) -> bool:
-    """Whether the backward pass of a chain should read its layers, saved before the activations, or recompute them.
+def saved_bytes(weights: Sequence[Tensor]) -> int:
+    """How much a chain saves at most, -1 for all: its layers before the activations, which the backward pass reads.
 
-    Per coefficient, recomputing takes the floating-point operations of the layers, saving the time of fresh memory, of
-    which little is needed for few rows: coefficients times points.
+    The layers of other points are recomputed there. Per coefficient, recomputing takes the floating-point operations of
+    the layers, saving the time of fresh memory, unless little of it is needed.
     """
     if _fusion.save is not None:
-        return _fusion.save
+        return -1 if _fusion.save else 0
     dtype = weights[0].dtype
     operations = sum(2 * weight.numel() for weight in weights)
-    saved_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
-    if rows * saved_bytes < _RECYCLED_BYTES:
-        return True
-    return predicted_seconds(dtype, operations=operations) > predicted_seconds(dtype, fresh_bytes=saved_bytes)
+    fresh_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
+    saving_pays = predicted_seconds(dtype, operations=operations) > predicted_seconds(dtype, fresh_bytes=fresh_bytes)
+    return -1 if saving_pays else _RECYCLED_BYTES
 
 
 def predicted_seconds(
@@ -417,7 +417,7 @@ class _Chain(torch.autograd.Function):
     """The gradient; faster than one registered with the dispatcher, which only compilers and torch.func want."""
 
     @staticmethod
-    def forward(ctx: Any, save: bool, rest: tuple[Any, ...], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, save: int, rest: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         x, higher, *parameters = tensors
         count = len(parameters) // 2
         result, saved = torch.ops.taylorderiv.chain(

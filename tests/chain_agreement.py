@@ -91,7 +91,7 @@ class Chains:
     def __call__(self, inputs: Inputs, *, save: bool = False, tf32: bool = False, dx: bool = True) -> list[Tensor]:
         """The result, and the gradients of the input (empty unless wanted), the weights and the biases."""
         i = inputs.to(self.device)
-        y, saved = self.ops.chain(i.x, i.x.new_empty(0), i.weights, i.biases, *i.rest, save, tf32)
+        y, saved = self.ops.chain(i.x, i.x.new_empty(0), i.weights, i.biases, *i.rest, -1 if save else 0, tf32)
         gradients = self.ops.chain_backward(
             i.grad, i.x, i.x.new_empty(0), saved, i.weights, i.biases, *i.rest, dx, tf32
         )

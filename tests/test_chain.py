@@ -103,11 +103,27 @@ def test_chain_matches_layer_by_layer(architecture, dtype, save, seeded):
         torch.testing.assert_close(fused, single, rtol=tolerance, atol=tolerance * (scale + 1e-30))
 
 
-def test_wide_networks_save_and_narrow_ones_recompute():
+def test_wide_networks_save_and_narrow_ones_recompute_most():
     narrow, wide = torch.empty(64, 64), torch.empty(512, 512)
-    assert not kernels._saving_pays([narrow, narrow], rows=10**6)
-    assert kernels._saving_pays([wide, wide], rows=10**6)
-    assert kernels._saving_pays([narrow, narrow], rows=10**4)
+    assert 0 < kernels.saved_bytes([narrow, narrow]) < 2**25
+    assert kernels.saved_bytes([wide, wide]) == -1
+
+
+def test_layers_saved_of_some_points_only_give_the_same_gradients():
+    torch.manual_seed(0)
+    weights = [torch.randn(16, 2), torch.randn(16, 16) / 4, torch.randn(3, 16)]
+    biases, x, higher = [torch.randn(len(weight)) for weight in weights], torch.randn(1, 1000, 2), torch.randn(3, 2)
+    constants = (weights, biases, ["tanh", "sin", "tanh"], [], [3], [])
+    results, sizes = [], []
+    for save in (0, -1, 200_000):
+        y, saved = torch.ops.taylorderiv.chain(x, higher, *constants, save, False)
+        gradients = torch.ops.taylorderiv.chain_backward(y, x, higher, saved, *constants, True, False)
+        results.append([y, *gradients])
+        sizes.append(4 * saved.numel())
+    assert sizes[0] == 0 < sizes[2] <= 200_000 < sizes[1]
+    for result in results[1:]:
+        for a, b in zip(result, results[0], strict=True):
+            assert torch.equal(a, b)
 
 
 def test_a_sequential_network_is_one_op(flushes):
@@ -223,7 +239,7 @@ def test_opcheck(seeded):
     higher = torch.randn(2 if seeded else 0, 2, dtype=torch.float64, requires_grad=seeded)
     weights = [torch.randn(4, 2, dtype=torch.float64, requires_grad=True)]
     biases = [torch.randn(4, dtype=torch.float64, requires_grad=True)]
-    arguments = (x, higher, weights, biases, ["softplus"], [1.0, 20.0], [2], [], False, False)
+    arguments = (x, higher, weights, biases, ["softplus"], [1.0, 20.0], [2], [], 0, False)
     # The gradient isn't the op's own: it belongs to the function that calls it.
     torch.library.opcheck(torch.ops.taylorderiv.chain, arguments, test_utils=("test_schema", "test_faketensor"))
 

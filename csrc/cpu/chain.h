@@ -35,26 +35,22 @@ struct ChainLayer {
 template <class S>
 class Chain {
  public:
-  // A forward pass, or one that saves its layers; a backward pass that reads them, or one that recomputes them.
-  enum class Mode { forward, saving, reading, recomputing };
-
-  // `higher` is a seed's, or null.
-  Chain(std::vector<ChainLayer<S>> layers, const S* higher, const LayoutView& layout, int64_t points, Mode mode)
+  // `higher` is a seed's, or null; `backward` whether it is for a backward pass.
+  Chain(std::vector<ChainLayer<S>> layers, const S* higher, const LayoutView& layout, int64_t points, bool backward)
       : layers_(std::move(layers)),
         layout_(layout),
         kernels_(cpu_kernels<S>()),
         gemm_(cpu_gemm<S>()),
         points_(points),
         seeded_(higher != nullptr),
-        mode_(mode) {
+        backward_(backward) {
     for (size_t i = 0; i < layers_.size(); ++i) {
       widest_ = std::max(widest_, stride(layers_[i].out));
       if (i > 0 || !seeded_) widest_ = std::max(widest_, stride(layers_[i].in));
     }
     widest_ = std::max(widest_, columns((stride(layers_[0].in) + size() - 1) / size()));
-    // Numbers per point and coefficient. Saving and reading are of one tiling.
-    const int64_t numbers =
-        input_numbers() / size() + 4 * widest_ + (mode == Mode::recomputing ? layer_numbers(false) : 0);
+    // Numbers per point and coefficient of a backward pass: both passes have one tiling.
+    const int64_t numbers = input_numbers() / size() + 4 * widest_ + layer_numbers();
     tile_ = tile_bytes() / (numbers * size() * int64_t(sizeof(S)));
     const int64_t least = 1 + 95 / size();  // rows enough for the matrix products to pay for reading the weights
     tile_ = std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64);
@@ -71,26 +67,32 @@ class Chain {
     return per_row * double(points_ * size());
   }
 
-  // Numbers that the saving mode saves.
-  int64_t saved() const { return tiles() * tile_ * size() * layer_numbers(true); }
+  // How many numbers the layers of the first tiles are, as many as fit into `bytes`; of all tiles if that is negative.
+  int64_t saved(int64_t bytes) const {
+    const int64_t fitting = tile_saved() == 0 ? 0 : bytes / (tile_saved() * int64_t(sizeof(S)));
+    return tile_saved() * (bytes < 0 ? tiles() : std::min(fitting, tiles()));
+  }
+  bool could_have_saved(int64_t numbers) const {
+    return numbers == 0 || (tile_saved() > 0 && numbers % tile_saved() == 0 && numbers <= saved(-1));
+  }
 
   // Numbers of memory that a thread needs, and how many of these, at the front, are its gradients.
   int64_t workspace() const {
-    const int64_t rows = tile_ * size(), tiles = backward() ? 4 : 2;
-    return gradients() + tile_ * input_numbers() + rows * (tiles * widest_ + computed_numbers()) + scratch();
+    const int64_t rows = tile_ * size(), layers = backward_ ? 4 * widest_ + layer_numbers() : 2 * widest_;
+    return gradients() + tile_ * input_numbers() + rows * layers + scratch();
   }
   int64_t gradients() const {
-    return weight_gradients() + (seeded_ && backward() ? (size() - 1) * stride(layers_[0].out) : 0);
+    return weight_gradients() + (seeded_ && backward_ ? (size() - 1) * stride(layers_[0].out) : 0);
   }
 
-  // x, see above -> y (C, points, out of the last layer), for one tile; saves for the backward pass, unless `saved` is
-  // null.
-  void forward(int64_t tile, const S* x, S* y, S* saved, S* workspace) const {
+  // x, see above -> y (C, points, out of the last layer), for one tile; saves for the backward pass what belongs to the
+  // `saved_numbers` of `saved`.
+  void forward(int64_t tile, const S* x, S* y, S* saved, int64_t saved_numbers, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* h = workspace;
     S* other = h + room * widest_;
     void* const scratch = other + room * widest_;
-    S* next = saved == nullptr ? nullptr : saved + tile * room * layer_numbers(true);
+    S* next = saved_of(tile, saved, saved_numbers);
     copy_in(x, input_coefficients(), layers_[0].in, begin, n, h);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const bool save = next != nullptr && is_saved(i);
@@ -109,8 +111,9 @@ class Chain {
   }
 
   // Adds the tile's share of the parameters' gradients to the workspace; writes the input's, unless dx is null.
-  // `saved` is what forward() saved; null when recomputing.
-  void backward(int64_t tile, const S* grad, const S* x, const S* saved, S* dx, S* workspace) const {
+  // `saved` is what forward() saved; other tiles are recomputed.
+  void backward(int64_t tile, const S* grad, const S* x, const S* saved, int64_t saved_numbers, S* dx,
+                S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* next = workspace + gradients();
     const auto take = [&](int64_t numbers) {
@@ -124,7 +127,7 @@ class Chain {
     S* const h = take(room * widest_);
     S* const input = take(tile_ * input_numbers());
     std::vector<const S*> z(layers_.size());
-    if (saved != nullptr) saved += tile * room * layer_numbers(true);
+    saved = saved_of(tile, saved, saved_numbers);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const int64_t numbers = room * stride(layers_[i].out);
       if (!is_needed(i)) continue;
@@ -138,12 +141,13 @@ class Chain {
     void* const scratch = next;
     copy_in(x, input_coefficients(), layers_[0].in, begin, n, input);
     const S* from = input;
-    for (size_t i = 0; i < layers_.size() && is_needed(i); ++i) {
-      if (saved != nullptr && is_saved(i)) break;
-      linear(i, n, from, const_cast<S*>(z[i]));
-      from = z[i];
-      if (layers_[i].op < 0 || i + 1 == layers_.size() || !is_needed(i + 1) || saved != nullptr) continue;
-      activation(i, n, z[i], h, scratch);
+    for (size_t i = 0; i < layers_.size() && is_needed(i) && !(saved != nullptr && is_saved(i)); ++i) {
+      S* const result = const_cast<S*>(z[i]);
+      linear(i, n, from, result);
+      from = result;
+      const bool is_read = saved == nullptr && i + 1 < layers_.size() && is_needed(i + 1);
+      if (!is_read || layers_[i].op < 0) continue;
+      activation(i, n, result, h, scratch);
       from = h;
     }
     copy_in(grad, size(), layers_.back().out, begin, n, g);
@@ -225,7 +229,7 @@ class Chain {
   // Numbers of the gradients of weights and biases.
   int64_t weight_gradients() const {
     int64_t numbers = 0;
-    if (backward()) {
+    if (backward_) {
       for (const auto& layer : layers_) numbers += layer.out * stride(layer.in) + stride(layer.out);
     }
     return numbers;
@@ -239,23 +243,26 @@ class Chain {
   }
   int64_t scratch() const { return cpu_scratch_bytes(layout_) / int64_t(sizeof(S)); }
   const S* packed(size_t layer, int which) const { return packed_.data() + offsets_[3 * layer + which]; }
-  bool backward() const { return mode_ == Mode::reading || mode_ == Mode::recomputing; }
 
   // Whether the backward pass needs what enters a layer's activation, or, without one, the next layer; and whether that
   // is saved: the first layer of a seed costs next to nothing to compute.
   bool is_needed(size_t layer) const { return layer + 1 < layers_.size() || layers_[layer].op >= 0; }
   bool is_saved(size_t layer) const { return is_needed(layer) && (layer > 0 || !seeded_); }
-  // Numbers of one coefficient of one point in the layers that are needed, or saved; and that a backward pass computes.
-  int64_t layer_numbers(bool saved) const {
+  // Numbers of one coefficient of one point in the layers that are needed; and of a tile in those that are saved.
+  int64_t layer_numbers() const {
     int64_t numbers = 0;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      if (saved ? is_saved(i) : is_needed(i)) numbers += stride(layers_[i].out);
-    }
+    for (size_t i = 0; i < layers_.size(); ++i) numbers += is_needed(i) ? stride(layers_[i].out) : 0;
     return numbers;
   }
-  int64_t computed_numbers() const {
-    if (!backward()) return 0;
-    return layer_numbers(false) - (mode_ == Mode::reading ? layer_numbers(true) : 0);
+  int64_t tile_saved() const {
+    int64_t numbers = 0;
+    for (size_t i = 0; i < layers_.size(); ++i) numbers += is_saved(i) ? stride(layers_[i].out) : 0;
+    return numbers * tile_ * size();
+  }
+  // Null if the tile isn't among those that are saved.
+  template <class P>
+  P* saved_of(int64_t tile, P* saved, int64_t saved_numbers) const {
+    return tile * tile_saved() < saved_numbers ? saved + tile * tile_saved() : nullptr;
   }
 
   // Copies of the weights in the panels that the matrix product wants (GemmShape), padded with zeros: transposed for
@@ -266,7 +273,7 @@ class Chain {
     for (const auto& layer : layers_) {
       offsets_.push_back(numbers);
       offsets_.push_back(numbers += layer.in * in_panels(layer.out));
-      offsets_.push_back(numbers += backward() ? layer.out * in_panels(layer.in) : 0);
+      offsets_.push_back(numbers += backward_ ? layer.out * in_panels(layer.in) : 0);
       numbers += in_panels(layer.out);
     }
     packed_.assign(numbers, S(0));
@@ -280,7 +287,7 @@ class Chain {
         const S* const row = layer.weight + o * layer.in;
         S* const column = transposed + o / panel * panel * layer.in + o % panel;
         for (int64_t i = 0; i < layer.in; ++i) column[i * panel] = row[i];
-        if (!backward()) continue;
+        if (!backward_) continue;
         for (int64_t i = 0; i < layer.in; i += panel) {
           std::memcpy(rows + i * layer.out + o * panel, row + i, sizeof(S) * std::min(panel, layer.in - i));
         }
@@ -355,8 +362,7 @@ class Chain {
   const CpuKernels<S>& kernels_;
   const CpuGemm<S>& gemm_;
   int64_t points_, tile_, widest_ = 0;
-  bool seeded_;
-  Mode mode_;
+  bool seeded_, backward_;
   std::vector<int64_t> offsets_;
   std::vector<S> packed_, higher_;
 };

@@ -101,22 +101,22 @@ GroupSums<S> on_threads(const Chain<S>& chain, const F& f) {
   return result;
 }
 
-// The result, and what is saved for the backward pass: empty unless wanted.
+// The result, and what is saved for the backward pass: the layers of the first tiles, as many as fit into `save` bytes;
+// of all tiles if that is negative.
 std::tuple<Tensor, Tensor> chain(Tensor x, Tensor higher, Tensors weights, Tensors biases, std::vector<std::string> ops,
                                  std::vector<double> params, std::vector<int64_t> orders, std::vector<double> collapse,
-                                 bool save, bool /*tf32*/) {
+                                 int64_t save, bool /*tf32*/) {
   const ChainArguments d{x, higher, weights, biases, ops, params, {orders, collapse}};
   return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
     const auto layers = typed<S>(d.layers());
     Tensor y = torch::stable::new_empty(d.x, {d.layout.view.size(), d.points(), layers.back().out});
     if (y.numel() == 0) return std::make_tuple(y, torch::stable::new_empty(d.x, {0}));
-    using Mode = typename Chain<S>::Mode;
-    const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), save ? Mode::saving : Mode::forward);
-    Tensor saved = torch::stable::new_empty(d.x, {save ? chain.saved() : 0});
+    const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), false);
+    Tensor saved = torch::stable::new_empty(d.x, {save == 0 ? 0 : chain.saved(save)});
     on_threads(chain, [&](int64_t tile, S* workspace) {
-      chain.forward(tile, d.x.const_data_ptr<S>(), y.mutable_data_ptr<S>(),
-                    save ? saved.mutable_data_ptr<S>() : nullptr, workspace);
+      chain.forward(tile, d.x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), saved.mutable_data_ptr<S>(), saved.numel(),
+                    workspace);
     });
     return std::make_tuple(y, saved);
   });
@@ -141,15 +141,12 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tenso
       for (const Tensor& t : *list) gradients.push_back(torch::stable::new_zeros(t, t.sizes()));
     }
     if (d.points() == 0) return gradients;
-    using Mode = typename Chain<S>::Mode;
-    const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(),
-                         saved.numel() ? Mode::reading : Mode::recomputing);
-    STD_TORCH_CHECK(saved.numel() == 0 || (saved.numel() == chain.saved() && saved.is_contiguous() &&
-                                           saved.scalar_type() == d.x.scalar_type()),
+    const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), true);
+    STD_TORCH_CHECK(chain.could_have_saved(saved.numel()) && saved.is_contiguous() &&
+                        saved.scalar_type() == d.x.scalar_type(),
                     "taylorderiv: saved isn't what this chain saved");
     const auto sums = on_threads(chain, [&](int64_t tile, S* workspace) {
-      chain.backward(tile, grad.const_data_ptr<S>(), d.x.const_data_ptr<S>(),
-                     saved.numel() ? saved.const_data_ptr<S>() : nullptr,
+      chain.backward(tile, grad.const_data_ptr<S>(), d.x.const_data_ptr<S>(), saved.const_data_ptr<S>(), saved.numel(),
                      input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);
     });
     const auto total = allocate<S>(chain.gradients());

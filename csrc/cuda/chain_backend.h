@@ -18,7 +18,7 @@ class CudaChainOps {
   // The result, and what is saved for the backward pass: empty unless wanted.
   static std::tuple<Tensor, Tensor> forward(Tensor x, Tensor higher, Tensors weights, Tensors biases,
                                             std::vector<std::string> ops, std::vector<double> params,
-                                            std::vector<int64_t> orders, std::vector<double> collapse, bool save,
+                                            std::vector<int64_t> orders, std::vector<double> collapse, int64_t save,
                                             bool tf32) {
     const ChainArguments arguments{x, higher, weights, biases, ops, params, {orders, collapse}};
     const Layers layers = arguments.layers();
@@ -29,7 +29,7 @@ class CudaChainOps {
     if (y.numel() == 0) return {y, saved};
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     chain.y = y.mutable_data_ptr();
-    if (save) {
+    if (save != 0) {
       const int64_t numbers = chain_saved(chain, x.get_device_index());
       saved = new_tensor(x, {std::max<int64_t>(numbers, 0)}, saved_dtype(x));
       chain.saved = saved.mutable_data_ptr();
