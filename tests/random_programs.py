@@ -334,14 +334,17 @@ def verdict(program: Program) -> str:
         "agrees", "agrees with by_forward_mode" where reverse mode fails or is wrong, "no oracle …" if both fail,
         "raises …", or "wrong: …" of what neither agrees with.
     """
+    failures, problems = [], []
     try:
         got = _results(_taylor_mode, program, program.x, program.direction)
         problem = _problem_of_several_directions(program) if program.other_order else ""
     except NotImplementedError as error:
         return f"raises {str(error).splitlines()[0]}"
+    except RuntimeError as error:  # which PyTorch's own modes must raise too
+        got, problem = None, ""
+        failures.append(f"Taylor mode: {str(error).splitlines()[0]}")
     if problem:
         return f"wrong: {problem}"
-    failures, problems = [], []
     for oracle in ORACLES:
         try:
             problem = _disagreement(program, got, oracle)
@@ -351,10 +354,10 @@ def verdict(program: Program) -> str:
         if not problem:
             return "agrees" if oracle is ORACLES[0] else f"agrees with {oracle.__name__}"
         problems.append(f"{oracle.__name__}: {problem}")
-    return f"wrong: {'; '.join(problems)}" if problems else f"no oracle: {'; '.join(failures)}"
+    return f"wrong: {'; '.join([*failures, *problems])}" if problems else f"no oracle: {'; '.join(failures)}"
 
 
-def _disagreement(program: Program, got: list[Tensor], oracle: Method) -> str:
+def _disagreement(program: Program, got: list[Tensor] | None, oracle: Method) -> str:
     """What is wrong beside an oracle, or nothing.
 
     An error is allowed to be as large as what rounding does to the oracle: seen in the oracle at inputs that differ
@@ -362,6 +365,8 @@ def _disagreement(program: Program, got: list[Tensor], oracle: Method) -> str:
     """
     x, v = program.x, program.direction
     expected = _results(oracle, program, x, v)
+    if got is None:
+        return "Taylor mode raises an error"
     epsilon = max(torch.finfo(t.dtype).eps for t in (x, *expected))
     dtypes = [expected[0].dtype] * (program.order + 1) + [x.dtype]
     nearby = None

@@ -283,6 +283,17 @@ def test_no_differences_are_the_value_itself() -> None:
     assert derivatives(torch.diff, torch.zeros(0), 1)[1].shape == (0,)
 
 
+@pytest.mark.parametrize("scatter", [torch.scatter, torch.scatter_add])
+def test_scattering_from_a_source_larger_than_the_index(scatter: Any) -> None:
+    """PyTorch has the value, but no gradient of it."""
+    index = torch.tensor([[0, 2]])
+    agrees(
+        lambda x: scatter(x, 1, index, x.sin()) ** 2,
+        rand(2, 3),
+        equivalent=lambda x: scatter(x, 1, index, x[:1, :2].sin()) ** 2,
+    )
+
+
 def test_scattering_to_one_index() -> None:
     agrees(lambda x: torch.select_scatter(x**2, x[:, 0].sin(), 1, -1), rand(3, 4))
     agrees(lambda x: torch.select_scatter(rand(3, 4, seed=1), x[0], 0, 2), rand(3, 4))

@@ -334,6 +334,8 @@ def _jointly_linear_rule(func: Callable[..., Any], places: tuple[int, ...]) -> r
                 filled[place] = filled[place].expand(filled[2].shape) if func is torch.scatter else filled[place]
             if not is_jet(filled[place]):
                 filled[place] = lift([cast(filled[place], like.dtype)], like)[0][0]
+        if func in (torch.scatter, torch.scatter_add):  # Their backward expects a source as large as the index.
+            filled[3] = filled[3][tuple(slice(size) for size in filled[2].shape)]
         return coefficientwise(func, *filled, **kwargs)
 
     return rule
