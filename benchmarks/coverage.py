@@ -1,10 +1,11 @@
-"""Every entry of PyTorch's operator database, in Taylor mode and in PyTorch's own nested forward mode.
+"""Every entry of PyTorch's databases of operators and modules, in Taylor mode and in PyTorch's own nested modes.
 
     python benchmarks/coverage.py                  # all samples of all entries, orders 1 to 3, and gradients
     python benchmarks/coverage.py --fast           # two samples of each, orders 1 and 2
     python benchmarks/coverage.py --ops linalg.qr  # some entries;  --complex: in complex128
+    python benchmarks/coverage.py --modules        # the layers of torch.nn, each in training and in evaluation mode
 
-All differentiable inputs of a sample move at once, along random directions. An entry's verdict is the worst of its
+All differentiable inputs of a sample move at once, along random directions; a module's parameters have gradients. An entry's verdict is the worst of its
 samples'. The exit status isn't 0 if anything is wrong, or unsupported without being listed as such below.
 """
 
@@ -32,10 +33,7 @@ from torch.utils import _pytree as pytree
 import taylorderiv
 
 # Entries that some sample of raises NotImplementedError for, and why.
-UNSUPPORTED: dict[str, str] = dict.fromkeys(
-    ("as_strided", "as_strided.partial_views", "as_strided_copy", "as_strided_scatter"),
-    "reads memory in an order of its own; the coefficients of a jet lie elsewhere than the tensor's elements would",
-) | {
+UNSUPPORTED: dict[str, str] = {
     # Without forward mode in PyTorch:
     **dict.fromkeys(("grid_sampler_3d", "nn.functional.grid_sample"), "the 3D op has no derivative in forward mode"),
     **dict.fromkeys(
@@ -58,7 +56,13 @@ ORACLE_WRONG: dict[str, str] = {
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"), _STATISTICS),
     **dict.fromkeys((f"nn.functional.{name}_norm" for name in ("batch", "instance", "layer")), _STATISTICS),
     "native_layer_norm": _STATISTICS,
+    **dict.fromkeys(
+        (f"nn.{name}.{mode}" for name in ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LayerNorm")
+         for mode in ("train", "eval")), _STATISTICS
+    ),
+    **dict.fromkeys((f"nn.BatchNorm{n}d.train" for n in (1, 2, 3)), _STATISTICS),
     "scatter_reduce.prod": "has 0 for the derivative",
+    "as_strided_scatter": "its gradient takes the elements that are overwritten for the others",
     **dict.fromkeys(("cumprod", "prod"), _ZEROS),
     "cholesky_inverse": "inverts an ill-conditioned product in the formula of the first derivative",
     "logcumsumexp": "subtracts large numbers in the formula of the first derivative",
@@ -108,6 +112,48 @@ def samples(entry: Any, dtype: torch.dtype) -> Iterator[Any]:
     torch.default_generator.manual_seed(0)
     random.seed(0)
     return iter(entry.sample_inputs("cpu", dtype, requires_grad=True))
+
+
+@functools.cache
+def modules(dtype: torch.dtype) -> dict[str, Any]:
+    """The modules of torch.nn that PyTorch has samples of, in both modes, by name."""
+    from torch.testing._internal.common_modules import module_db
+
+    found = [
+        Module(info, training)
+        for info in module_db
+        if dtype in info.dtypes and info.module_cls.__module__.startswith("torch.nn.modules")
+        for training in (True, False)
+    ]
+    return {module.name: module for module in found}
+
+
+class Module:
+    """A class of modules in one mode; as an operator, it is called with the module first."""
+
+    op = staticmethod(lambda module, *args, **kwargs: module(*args, **kwargs))
+    supports_forward_ad = True
+
+    def __init__(self, info: Any, training: bool):
+        self.info = info
+        self.training = training
+        self.name = f"nn.{info.module_cls.__name__}.{'train' if training else 'eval'}"
+
+    @staticmethod
+    def gradcheck_wrapper(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        return operation(*args, **kwargs)
+
+    def sample_inputs(self, device: str, dtype: torch.dtype, *, requires_grad: bool) -> Iterator[Any]:
+        options = {"requires_grad": requires_grad, "training": self.training}
+        for given in self.info.module_inputs_func(self.info, device=device, dtype=dtype, **options):
+            arguments = given.constructor_input
+            made = self.info.module_cls(*arguments.args, **arguments.kwargs).to(device, dtype).train(self.training)
+            inputs = given.forward_input
+            with torch.no_grad():  # Lazy modules learn their shapes.
+                made(*inputs.args, **inputs.kwargs)
+            yield types.SimpleNamespace(
+                input=made, args=inputs.args, kwargs=inputs.kwargs, output_process_fn_grad=None
+            )
 
 
 def as_function(entry: Any, sample: Any, operation: Any) -> tuple[Function, list[Tensor]]:
@@ -234,13 +280,13 @@ def disagreement(got: Derivatives, expected: Derivatives, rtol: float = TOLERANC
     return ""
 
 
-def functional(values: Derivatives) -> Tensor:
-    """A fixed random linear functional of all values."""
+def functional(values: Derivatives, at: Derivatives | None = None) -> Tensor:
+    """A fixed random linear functional of all values, which are scaled by those at another point if that is given."""
     generator = torch.Generator().manual_seed(1)
     total = torch.zeros((), dtype=torch.float64)
-    for y in (y for row in values for y in row):
+    for y, fixed in zip(itertools.chain(*values), itertools.chain(*(at or values)), strict=True):
         weight = torch.rand(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
-        scale = max(1.0, float(y.detach().abs().max())) if y.numel() else 1.0
+        scale = max(1.0, float(fixed.detach().abs().max())) if y.numel() else 1.0
         term = (y * weight).sum() / scale
         total = total + (term.real if term.is_complex() else term)
     return total
@@ -249,14 +295,20 @@ def functional(values: Derivatives) -> Tensor:
 Method = Callable[[Function, Sequence[Tensor], Sequence[Tensor], int], Derivatives]
 
 
-def gradients(method: Method, f: Function, inputs: Sequence[Tensor], directions: Sequence[Tensor], order: int) -> Any:
-    """Of the functional of the derivatives, with respect to the inputs."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+def gradients(
+    method: Method,
+    f: Function,
+    inputs: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    order: int,
+    parameters: Sequence[Tensor],
+) -> list[Tensor]:
+    """Of the functional of the derivatives, with respect to the inputs and the parameters."""
+    inputs = [x.detach().requires_grad_() for x in inputs]  # as they lie in memory
     total = functional(method(f, inputs, directions, order))
     if not total.requires_grad:
-        return [torch.zeros_like(x) for x in inputs]
-    found = torch.autograd.grad(total, inputs, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        return [torch.zeros_like(x) for x in (*inputs, *parameters)]
+    return list(torch.autograd.grad(total, (*inputs, *parameters), materialize_grads=True))
 
 
 def manages(method: Method, f: Function, inputs: Sequence[Tensor], directions: Sequence[Tensor], order: int) -> Any:
@@ -270,6 +322,7 @@ def manages(method: Method, f: Function, inputs: Sequence[Tensor], directions: S
 def judge(entry: Any, sample: Any, order: int) -> tuple[str, str]:
     """The verdict on one sample, and what there's to say about it."""
     f, inputs = as_function(entry, sample, entry.op)
+    parameters = list(sample.input.parameters()) if isinstance(sample.input, torch.nn.Module) else []
     if not inputs:
         return "matched", "nothing to differentiate"
     generator = torch.Generator().manual_seed(2)
@@ -285,7 +338,7 @@ def judge(entry: Any, sample: Any, order: int) -> tuple[str, str]:
         got = by_taylor_mode(f, *point, max(orders, 1))
     except NotImplementedError as error:
         return ("oracle cannot" if expected is None else "unsupported"), str(error).splitlines()[0]
-    value = f(*[x.clone().requires_grad_() for x in inputs])
+    value = f(*[x.detach().requires_grad_() for x in inputs])
     varies = [y.requires_grad for y in value]
     if expected is None:
         problem = disagreement(got[:1], [value])
@@ -296,7 +349,7 @@ def judge(entry: Any, sample: Any, order: int) -> tuple[str, str]:
         equivalent, _ = as_function(entry, sample, EQUIVALENT.get(entry.name, entry.op))
         return _arbitrated(point, equivalent, got, expected, varies, problem)
     if all(y.isfinite().all() for row in expected for y in row):
-        return _judge_gradients(oracle, f, inputs, directions, min(orders, 2), varies)
+        return _judge_gradients(oracle, f, inputs, directions, min(orders, 2), varies, parameters)
     return "matched", "some derivatives aren't finite, so no gradient"
 
 
@@ -332,6 +385,7 @@ def _judge_gradients(
     directions: list[Tensor],
     order: int,
     varies: list[bool],
+    parameters: list[Tensor],
 ) -> tuple[str, str]:
     def differentiable(*values: Any) -> list[Any]:
         return [y for y, v in zip(f(*values), varies, strict=True) if v]
@@ -339,21 +393,27 @@ def _judge_gradients(
     expected = None
     for method in (oracle, by_reverse_mode):
         with contextlib.suppress(RuntimeError, NotImplementedError):
-            expected = gradients(method, differentiable, inputs, directions, order)
+            expected = gradients(method, differentiable, inputs, directions, order, parameters)
             break
     if expected is None:
         return "matched", "no oracle for the gradient"
-    got = gradients(by_taylor_mode, differentiable, inputs, directions, order)
+    got = gradients(by_taylor_mode, differentiable, inputs, directions, order, parameters)
     problem = disagreement([got], [expected], lowest=1)
     if not problem:
         return "matched", ""
 
     # The derivatives are right: their values nearby decide about the gradient.
-    def total(*values: Tensor) -> list[Tensor]:
-        return [functional(by_taylor_mode(differentiable, values, directions, order)) for _ in range(1)]
+    here = by_taylor_mode(differentiable, inputs, directions, order)
 
-    others = [torch.randn_like(x) for x in inputs]
-    slope = by_interpolation(total, inputs, others, 1)[1]
+    def total(*values: Tensor) -> list[Tensor]:
+        for parameter, value in zip(parameters, values[len(inputs) :], strict=True):
+            parameter.data = value
+        nearby = by_taylor_mode(differentiable, values[: len(inputs)], directions, order)
+        return [functional(nearby, here).detach()]
+
+    point = [*inputs, *[parameter.detach() for parameter in parameters]]
+    others = [torch.randn_like(x) for x in point]
+    slope = by_interpolation(total, point, others, 1)[1]
     ours = [sum((g.conj() * v).real.sum() for g, v in zip(got, others, strict=True))]
     if not disagreement([ours], [slope], 1e-5):
         return "oracle wrong", f"by_interpolation sides with Taylor mode; gradient: {problem}"
@@ -389,7 +449,7 @@ class Task(NamedTuple):
 
 def run(task: Task) -> list[Record]:
     """Judge the samples of one entry, one at a time."""
-    entry = entries(task.dtype)[task.entry]
+    entry = (entries(task.dtype) | modules(task.dtype))[task.entry]
     records = []
     for i, sample in enumerate(samples(entry, task.dtype)):
         if i == task.limit:
@@ -455,6 +515,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ops", nargs="+", metavar="ENTRY", help="only these entries")
+    parser.add_argument("--modules", action="store_true", help="modules of torch.nn in place of operators")
     parser.add_argument("--all", action="store_true", help="also entries that PyTorch has no forward mode of")
     parser.add_argument("--complex", action="store_true", help="complex128 in place of float64")
     parser.add_argument("--fast", action="store_true", help="two samples of each entry, orders 1 and 2")
@@ -463,7 +524,8 @@ def main() -> int:
     options = parser.parse_args()
 
     dtype = torch.complex128 if options.complex else torch.float64
-    names = options.ops or [n for n, entry in entries(dtype).items() if entry.supports_forward_ad or options.all]
+    known = modules(dtype) if options.modules else entries(dtype)
+    names = options.ops or [name for name, entry in known.items() if entry.supports_forward_ad or options.all]
     order, limit = (2, 2) if options.fast else (3, None)
     tasks = [Task(name, dtype, order, limit, options.seconds) for name in names]
     records: list[Record] = []

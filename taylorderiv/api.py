@@ -108,7 +108,7 @@ def jet(
 
     with nested_level() as level:
         arguments = [
-            Jet(torch.stack([x, *[t / scale for t, scale in zip(terms, scales, strict=True)]]), layout, level)
+            Jet(torch.stack([x, *[t / scale for t, scale in zip(terms, scales, strict=True)]]), layout, level, x)
             for x, terms in zip(primals, series, strict=True)
         ]
         leaves, structure = pytree.tree_flatten(f(*arguments))

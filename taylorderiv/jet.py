@@ -77,6 +77,9 @@ class Jet:
             of ``layout``. Usually a tensor; another jet for jets of jets.
         layout: which coefficients these are.
         level: which differentiation the jet belongs to; by default that of the running code.
+        memory: a tensor that lies in memory as the jet would if it were one, where that is known. Strides are
+            those of this tensor, and ``as_strided`` takes elements as from it. On the meta device: one that
+            begins somewhere in its storage.
 
     Raises:
         ValueError: the number of coefficients isn't that of the layout.
@@ -85,7 +88,9 @@ class Jet:
 
     __array_ufunc__ = None  # NumPy arrays leave operators with a jet to the jet.
 
-    def __init__(self, coefficients: Any, layout: Layout, level: Level | None = None):
+    def __init__(
+        self, coefficients: Any, layout: Layout, level: Level | None = None, memory: Tensor | Jet | None = None
+    ):
         if coefficients.ndim == 0 or coefficients.shape[0] != layout.size:
             raise ValueError(
                 f"{layout} has {layout.size} coefficients along axis 0, got shape {tuple(coefficients.shape)}"
@@ -95,6 +100,7 @@ class Jet:
         self._value = Value(coefficients, layout)
         self.coefficient_layout = layout
         self.level = _level_of(coefficients) if level is None else level
+        self.memory: Tensor | None = memory.memory if isinstance(memory, Jet) else memory
         self._aliases: list[weakref.ref[Jet]] | None = None
 
     @classmethod
@@ -144,7 +150,7 @@ class Jet:
         if x.ndim > 1 and shapes == {shared}:
             value = chain.seeded(x, directions, kept, layout)
             if value is not None:
-                return cls._of(value, layout, _level_of(x) if level is None else level)
+                return cls._of(value, layout, _level_of(x) if level is None else level, x)
         vectors = [directions[r].expand(x.shape) for r in kept]
         # One zero tensor stands for all coefficients that vanish.
         zero = torch.zeros_like(vectors[0]) if layout.size > 1 + len(kept) else None
@@ -157,14 +163,15 @@ class Jet:
                 coefficients.append(sum(layout.weights[r] * vectors[r] for r in layout.collapsed_directions))
             else:
                 coefficients.append(zero)
-        return cls(torch.stack(coefficients), layout, level)
+        return cls(torch.stack(coefficients), layout, level, x)
 
     @classmethod
-    def _of(cls, value: Value, layout: Layout, level: Level) -> Jet:
+    def _of(cls, value: Value, layout: Layout, level: Level, memory: Tensor | Jet | None = None) -> Jet:
         jet = cls.__new__(cls)
         jet._value = value
         jet.coefficient_layout = layout
         jet.level = level
+        jet.memory = memory.memory if isinstance(memory, Jet) else memory
         jet._aliases = None
         return jet
 
@@ -302,10 +309,17 @@ class Jet:
         return self.coefficients.element_size()
 
     def is_contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
-        return self.primal.is_contiguous(memory_format=memory_format)
+        return self._laid_out.is_contiguous(memory_format=memory_format)
 
     def stride(self, dim: int | None = None) -> Any:
-        return self.primal.stride() if dim is None else self.primal.stride(dim)
+        return self._laid_out.stride() if dim is None else self._laid_out.stride(dim)
+
+    def storage_offset(self) -> int:
+        return self._laid_out.storage_offset()
+
+    @property
+    def _laid_out(self) -> Any:
+        return self.primal if self.memory is None else self.memory
 
     def __len__(self) -> int:
         if not self.shape:

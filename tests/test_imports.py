@@ -20,7 +20,7 @@ LAYERS = (
     {"chain"},
     {"jet"},
     {"rules.engine"},
-    {"rules.unary"},
+    {"rules.unary", "rules.memory"},
     {
         "rules.shape",
         "rules.linear",

@@ -218,13 +218,15 @@ def test_infinities_and_nan() -> None:
 
 def test_memory_layout() -> None:
     for f in (
-        lambda x: x.as_strided((2,), (1,)),
+        lambda x: x.sin().as_strided((2,), (1,)),
         lambda x: x.data_ptr(),
         lambda x: x.numpy(),
         lambda x: x.set_(x),
     ):
         with pytest.raises(NotImplementedError):
             derivatives(f, rand(3), 1)
+    agrees(lambda x: x.as_strided((2, 3), (x.stride(0), 1), x.storage_offset()).sin(), rand(5))
+    agrees(lambda x: x.sin().contiguous().as_strided((2, 3), (1, 1)), rand(3, 2).T)
 
 
 def test_unknown_ops() -> None:

@@ -17,7 +17,7 @@ _CONSTANT = (
     " logical_xor argmax argmin argsort argwhere nonzero count_nonzero searchsorted bucketize histc isin"
     " heaviside zeros_like ones_like empty_like full_like rand_like randn_like randint_like bernoulli"
     " multinomial normal new_zeros new_ones new_empty new_full new_tensor new_empty_strided is_floating_point"
-    " is_complex numel is_same_size is_conj is_neg is_inference is_signed storage_offset _is_all_true"
+    " is_complex numel is_same_size is_conj is_neg is_inference is_signed _is_all_true"
     " _is_any_true _has_same_storage_numel _new_zeros_with_same_feature_meta"
 ).split()
 
@@ -65,9 +65,6 @@ _REFUSED = {
     "requires_grad_": "require gradients of the tensor that the jet is made of",
     "register_hook": "a jet isn't a node of the autograd graph",
     "retain_grad": "a jet isn't a node of the autograd graph",
-    **dict.fromkeys(
-        ("as_strided", "as_strided_copy", "as_strided_scatter"), "a jet isn't one block of memory; index it instead"
-    ),
     "data_ptr": "a jet isn't one block of memory",
     "set_": "a jet isn't one block of memory",
     "resize_": "a jet isn't one block of memory",

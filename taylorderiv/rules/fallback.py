@@ -10,7 +10,7 @@ PyTorch holds for constant, as the factors inside a solver, it is an error.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,8 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taylorderiv import registry
 from taylorderiv.rules.engine import Jet, integrate, is_jet, plain, primals
+from taylorderiv.rules.memory import indices_at, put, take, unwrapped
 
-_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # a module without type stubs
+# What depends on how a tensor lies in memory, where a jet that takes its place doesn't.
+_BY_PLACES = {
+    torch.ops.aten.as_strided.default: take,
+    torch.ops.aten.as_strided_copy.default: take,
+    torch.ops.aten.as_strided_scatter.default: put,
+}
 
 # The results of these are samples, not functions of the argument.
 _SAMPLERS = frozenset(("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal"))
@@ -119,8 +125,8 @@ class _Recorder(TorchDispatchMode):
         noted_func, noted_args, noted_kwargs = func, *_snapshot((args, kwargs))
         if torch.Tag.inplace_view in func.tags:  # such as transpose_: another view of the same elements
             noted_func, mutates = getattr(torch.ops.aten, found.name), False
-        if func is torch.ops.aten.as_strided.default and args[0].is_contiguous():
-            noted_func, noted_args, noted_kwargs = _elements, (args[0], _places(*args, **kwargs)), {}
+        if depends and func in _BY_PLACES:
+            (noted_func, noted_args), noted_kwargs = _by_places(func, noted_args, noted_kwargs), {}
         if mutates:
             self._check_mutation(func, found, args, depends)
         result = func(*args, **kwargs)
@@ -179,23 +185,19 @@ def _leaves(tree: Any) -> list[Any]:
     return pytree.tree_leaves(tree, is_leaf=lambda leaf: leaf is None)
 
 
-def _places(input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
-    """Which elements of a contiguous tensor ``torch.as_strided`` takes."""
-    start = 0 if storage_offset is None else storage_offset - input.storage_offset()
-    axes = [torch.arange(n, device=input.device) * step for n, step in zip(size, stride, strict=True)]
-    return sum(
-        (axis.reshape([-1 if d == i else 1 for d in range(len(axes))]) for i, axis in enumerate(axes)),
-        torch.tensor(start, device=input.device),
-    )
-
-
-def _elements(input: Any, places: Tensor) -> Any:
-    return input.reshape(-1)[places]
+def _by_places(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """A call that depends on how a tensor lies in memory as one that takes elements of it, or puts them there."""
+    input, *others = args
+    sources, others = others[: _BY_PLACES[func] is put], others[_BY_PLACES[func] is put :]
+    indices = indices_at(input, *others, **kwargs)
+    if (indices < 0).any():
+        raise _Unsupported(f"{func} reads memory around its argument")
+    return _BY_PLACES[func], (input, *sources, indices)
 
 
 def _apply(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An ATen op on jets, tensors that require gradients, and constants."""
-    if func is _elements or not any(is_jet(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
+    if func in (take, put) or not any(is_jet(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
         return func(*args, **kwargs)
     found = registry.find(func)
     if found.rule is None:
@@ -219,12 +221,10 @@ def _stand_in(value: Any) -> Any:
     """The plain tensor to run a function on in place of a jet, or of a tensor inside torch.func.grad."""
     if is_jet(value):
         value = plain(value).detach()
-    if isinstance(value, Tensor):
-        while _FUNCTORCH.is_functorch_wrapped_tensor(value):
-            if _FUNCTORCH.is_batchedtensor(value):
-                raise _Unsupported("decomposing it inside torch.vmap isn't supported")
-            value = _FUNCTORCH.get_unwrapped(value)
-    return value
+    try:
+        return unwrapped(value) if isinstance(value, Tensor) else value
+    except NotImplementedError as error:
+        raise _Unsupported(str(error)) from error
 
 
 def _without_mutations(func: Any, leaves: list[Any], structure: Any, tangents: dict[int, Tensor] | None = None) -> Any:

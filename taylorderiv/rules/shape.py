@@ -340,13 +340,6 @@ def _clone(input: AnyJet, *, memory_format: Any = None) -> AnyJet:
     return input.with_coefficients(input.coefficients.clone())
 
 
-@register("contiguous")
-def _contiguous(input: AnyJet, memory_format: Any = torch.contiguous_format) -> AnyJet:
-    if input.is_contiguous():
-        return input
-    return input.with_coefficients(input.coefficients.contiguous())
-
-
 @register("positive", "resolve_conj", "resolve_neg")
 def _itself(input: AnyJet) -> AnyJet:
     return input
