@@ -124,6 +124,17 @@ def test_random_functions_draw_once() -> None:
     torch.testing.assert_close(offset, offset[:1].expand_as(offset))
 
 
+def test_random_numbers_are_drawn_inside_a_decomposition() -> None:
+    attention = torch.nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True, dtype=DOUBLE)
+    x = rand(2, 3, 4)
+
+    def f(x: Any) -> Any:
+        torch.manual_seed(0)
+        return attention(x, x, x, need_weights=False)[0]
+
+    agrees(f, x, 2)
+
+
 def test_under_torch_func_grad() -> None:
     x = rand(3, low=0.5)
     got = torch.func.grad(lambda x: derivatives(torch.lgamma, x, 2)[2].sum())(x)

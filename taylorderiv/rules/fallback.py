@@ -131,7 +131,11 @@ class _Recorder(TorchDispatchMode):
             self._check_mutation(func, found, args, depends)
         result = func(*args, **kwargs)
         self._alive.append(result)
-        if depends and found.name not in _SAMPLERS and any(True for _ in _tensors(result)):
+        if depends and mutates and found.name in _SAMPLERS:  # What is drawn replaces what was there.
+            noted_func, noted_args, noted_kwargs = torch.ops.aten.copy_.default, (noted_args[0], result.clone()), {}
+        elif found.name in _SAMPLERS:
+            return result
+        if depends and any(True for _ in _tensors(result)):
             self._note(_Call(noted_func, noted_args, noted_kwargs, _snapshot(result), mutates))
         return result
 
