@@ -58,6 +58,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mse_loss": lambda x: F.mse_loss(x, rand(3, 4, seed=1)),
     "mse_loss_sum": lambda x: F.mse_loss(x, x.sin(), reduction="sum"),
     "attention_causal": lambda x: F.scaled_dot_product_attention(x[:, :3], x[:, 1:], x.sin(), is_causal=True),
+    "attention_to_nothing": lambda x: F.scaled_dot_product_attention(
+        x, x, x.sin(), attn_mask=torch.tensor([[True, False, True], [False] * 3, [True] * 3])
+    ),
     "attention_mask": lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(3, 3).tril().bool()),
 }
 

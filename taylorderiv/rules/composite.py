@@ -537,10 +537,15 @@ def _attention(
     if is_causal:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = torch.where(visible, scores, -math.inf)
+    nothing = None
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         scores = torch.where(attn_mask, scores, -math.inf) if masked else scores + attn_mask
+        nothing = (scores == -math.inf).all(-1, keepdim=True)
+        scores = torch.where(nothing, 0.0, scores)
     weights = torch.softmax(scores, -1)
+    if nothing is not None:  # A query that may look at nothing sees 0.
+        weights = torch.where(nothing, 0.0, weights)
     if dropout_p:
         weights = F.dropout(weights, dropout_p)
     return torch.matmul(weights, value)
