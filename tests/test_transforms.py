@@ -1,6 +1,8 @@
-"""A PINN's loss through what PyTorch does with a loss: export, scaled gradients, loaders, copies, other optimizers.
+"""A PINN's loss through what PyTorch does with a loss: torch.func over its parameters, compiled steps, export, scaled
+gradients, loaders, copies, threads, other optimizers.
 
-torch.func, torch.compile, autocast, checkpointing and inference mode are in test_api.py.
+torch.func and torch.compile of derivatives themselves, checkpointing and inference mode are in test_api.py; CUDA graphs
+in test_cuda.py.
 """
 
 from __future__ import annotations
@@ -8,11 +10,15 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from taylorderiv import derivatives, partials
@@ -35,6 +41,118 @@ def points(count: int = 12) -> Tensor:
     return torch.rand(count, 2, generator=torch.Generator().manual_seed(1))
 
 
+Parameters = dict[str, Tensor]
+
+
+def functional(model: nn.Module, x: Tensor) -> tuple[Callable[[Parameters], Tensor], Parameters]:
+    """The loss of a model's residuals as a function of its parameters, and these."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    return lambda p: torch.func.functional_call(model, p, (x,)).square().mean(), parameters
+
+
+def flat(tree: Any) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree)])
+
+
+def test_hessian_of_a_loss_by_torch_func() -> None:
+    """Forward over reverse, over parameters: what Newton's method on a small network takes."""
+    torch.manual_seed(0)
+    model = Heat().double()
+    model.net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
+    loss, parameters = functional(model, points(5).double())
+    hessian = torch.func.hessian(loss)(parameters)
+    rows = [torch.cat([hessian[i][j].flatten(p.ndim).flatten(0, p.ndim - 1) for j in parameters], 1)
+            for i, p in parameters.items()]
+    vectors = {name: torch.randn_like(p) for name, p in parameters.items()}
+    leaves = [p.requires_grad_() for p in parameters.values()]
+    gradients = torch.autograd.grad(loss(parameters), leaves, create_graph=True)
+    product = torch.autograd.grad(gradients, leaves, list(vectors.values()))
+    torch.testing.assert_close(torch.cat(rows) @ flat(vectors), flat(product))
+    torch.testing.assert_close(torch.cat(rows), torch.cat(rows).T)
+
+
+def test_jacobians_of_residuals_over_parameters() -> None:
+    """Gauss–Newton and natural gradients: J v by forward mode, Jᵀ w by reverse mode, and J itself."""
+    model, x = Heat().double(), points(4).double()
+    _, parameters = functional(model, x)
+
+    def residuals(p: Parameters) -> Tensor:
+        return torch.func.functional_call(model, p, (x,))[:, 0]
+
+    vectors = {name: torch.randn_like(p) for name, p in parameters.items()}
+    weights = torch.randn(4, dtype=torch.float64)
+    jacobian = torch.func.jacrev(residuals)(parameters)
+    matrix = torch.cat([jacobian[name].flatten(1) for name in parameters], 1)
+    torch.testing.assert_close(torch.func.jvp(residuals, (parameters,), (vectors,))[1], matrix @ flat(vectors))
+    torch.testing.assert_close(flat(torch.func.vjp(residuals, parameters)[1](weights)[0]), weights @ matrix)
+
+
+def test_an_ensemble_of_networks_by_vmap() -> None:
+    x = points()
+    models = []
+    for seed in range(3):
+        models.append(Heat())
+        torch.manual_seed(seed)
+        for p in models[-1].parameters():
+            nn.init.normal_(p)
+    parameters, buffers = torch.func.stack_module_state(models)
+
+    def loss(p: Any, b: Any) -> Tensor:
+        return torch.func.functional_call(models[0], (p, b), (x,)).square().mean()
+
+    losses = torch.func.vmap(loss)(parameters, buffers)
+    torch.testing.assert_close(losses, torch.stack([model(x).square().mean() for model in models]))
+    gradients = torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
+    for i, model in enumerate(models):
+        expected = torch.autograd.grad(model(x).square().mean(), list(model.parameters()), materialize_grads=True)
+        for name, gradient in zip(dict(model.named_parameters()), expected, strict=True):
+            torch.testing.assert_close(gradients[name][i], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixed_derivative_by_nesting_in_a_loss() -> None:
+    model, x = Heat().net.double(), points().double()
+    e, s = (torch.eye(2, dtype=torch.float64)[i].expand_as(x) for i in (0, 1))
+
+    def gradients(mixed: Tensor) -> Any:
+        return torch.autograd.grad(mixed.square().mean(), list(model.parameters()), materialize_grads=True)
+
+    nested = derivatives(lambda x: derivatives(model, x, 2, direction=e)[2], x, 1, direction=s)[1]
+    torch.testing.assert_close(gradients(nested), gradients(partials(model, x, ["xxt"], variables="xt").xxt))
+
+
+@pytest.mark.parametrize("partial", ["loss", "step"])
+def test_compiled_training(partial: str) -> None:
+    """The loss and its backward pass, or a whole step as one graph, which isn't compiled again in later steps."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model, x = Heat(), points()
+    loss, parameters = functional(model, x)
+
+    def step(p: Parameters) -> tuple[Parameters, Tensor]:
+        gradients, value = torch.func.grad_and_value(loss)(p)
+        return {name: p[name] - 0.1 * gradients[name] for name in p}, value
+
+    plain, expected = dict(parameters), []
+    for _ in range(4):
+        plain, value = step(plain)
+        expected.append(value)
+    if partial == "step":
+        compiled = torch.compile(step, fullgraph=True, backend=counter)
+        for value in expected:
+            parameters, got = compiled(parameters)
+            torch.testing.assert_close(got, value)
+    else:
+        compiled = torch.compile(lambda x: model(x).square().mean(), fullgraph=True, backend=counter)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for value in expected:
+            optimizer.zero_grad(set_to_none=True)
+            got = compiled(x)
+            torch.testing.assert_close(got, value)
+            got.backward()
+            optimizer.step()
+    assert counter.frame_count == 1
+
+
 def test_export() -> None:
     """The exported program is PyTorch's ops alone, and runs for other numbers of points."""
     model, x = Heat().eval(), points()
@@ -46,6 +164,26 @@ def test_export() -> None:
     torch.export.save(program, file)
     file.seek(0)
     torch.testing.assert_close(torch.export.load(file).module()(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_in_mixed_precision(dtype: torch.dtype) -> None:
+    model, x = Heat(), points()
+    parameters = [p for name, p in model.named_parameters() if name != "net.4.bias"]  # which the residual loses
+    expected = flat(torch.autograd.grad(model(x).square().mean(), parameters))
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with torch.autocast("cpu", dtype=dtype):
+        residuals = model(x)
+    assert residuals.dtype == dtype
+    scaler.scale(residuals.float().square().mean()).backward()
+    scaler.unscale_(optimizer)
+    got = flat([p.grad for p in parameters])
+    assert not torch.equal(got, expected)
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    before = flat(parameters).clone()
+    scaler.step(optimizer)
+    torch.testing.assert_close(flat(parameters), before - 0.1 * got)
 
 
 def test_grad_scaler() -> None:
@@ -121,6 +259,48 @@ def test_gradients_accumulate_over_batches() -> None:
     for part in x.split(5):
         model(part).square().sum().backward()
     torch.testing.assert_close([p.grad for p in model.parameters() if p.grad is not None], whole)
+
+
+def test_losses_of_several_threads() -> None:
+    """Each thread has its own points; they share the network, and each has its own level of nesting."""
+    model = Heat()
+    batches = [torch.rand(200, 2, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+    def gradient(x: Tensor) -> Tensor:
+        loss = model(x).square().mean() + derivatives(lambda x: model(x), x, 1)[1].square().mean()
+        return flat(torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True))
+
+    expected = [gradient(x) for x in batches]
+    results: list[tuple[int, Tensor]] = []
+
+    def work(i: int) -> None:
+        for _ in range(10):
+            results.append((i, gradient(batches[i])))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 40
+    for i, got in results:
+        torch.testing.assert_close(got, expected[i])
+
+
+def test_hooks_may_replace_arguments_and_results() -> None:
+    model, x = Heat(), points()
+    expected = model(x)
+    handles = [
+        model.net.register_forward_pre_hook(lambda module, args: (args[0] * 2,)),
+        model.net.register_forward_hook(lambda module, args, output: output * 3),
+    ]
+    got = model(x)
+    for handle in handles:
+        handle.remove()
+    p = partials(lambda x: 3 * model.net(2 * x), x, ["t", "xx"], variables="xt")
+    torch.testing.assert_close(got, p.t - p.xx)
+    torch.testing.assert_close(model(x), expected)
+    assert not torch.allclose(got, expected)
 
 
 def test_newton_step_by_double_backward() -> None:

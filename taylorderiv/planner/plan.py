@@ -83,7 +83,11 @@ class Plan:
 
     def direction_tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The directions, ``(R, D)``, kept for the next time: not to be changed."""
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # not a tensor that outlives them
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+        ):  # not a tensor that outlives them
             return self._new_direction_tensor(dtype, device)
         key = dtype, device
         if key not in self._direction_tensors:
