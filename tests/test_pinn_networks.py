@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taylorderiv import build_info, explain, testing
+from taylorderiv import build_info, derivatives, explain, partials, testing
 
 WIDTH = 6
 
@@ -164,10 +164,51 @@ class Grid(nn.Module):
         t = scaled - corner
         t = t**3 * (10 - 15 * t + 6 * t**2)
         (i, j), (s, u) = corner.unbind(-1), t[..., None].unbind(-2)
-        table = self.table
-        low = (1 - s) * table[i, j] + s * table[i + 1, j]
-        high = (1 - s) * table[i, j + 1] + s * table[i + 1, j + 1]
+        low = (1 - s) * self.features(i, j) + s * self.features(i + 1, j)
+        high = (1 - s) * self.features(i, j + 1) + s * self.features(i + 1, j + 1)
         return self.net((1 - u) * low + u * high)
+
+    def features(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.table[i, j]
+
+
+class Hash(Grid):
+    """The same with a smaller table: corners share rows by a hash of their numbers (Müller et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(11, 3))
+
+    def features(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.table[(i ^ (j * 2_654_435_761)) % len(self.table)]
+
+
+class Swish(nn.Module):
+    """Activations with a trainable shape: x sigmoid(b x), and a trainable mixture (Jagtap et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(2, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.steepness, self.shares = nn.Parameter(torch.rand(WIDTH)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = self.second(h * torch.sigmoid(self.steepness * h))
+        a, b, c = self.shares.softmax(0)
+        return self.last(a * torch.tanh(h) + b * torch.sin(h) + c * F.gelu(h))
+
+
+class Factorized(nn.Module):
+    """Weights as products of a scale per neuron and a matrix (random weight factorization, Wang et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.randn(n).exp() for n in (WIDTH, 1))
+        self.weights = nn.ParameterList([torch.randn(WIDTH, 2), torch.randn(1, WIDTH)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(F.linear(x, self.scales[0][:, None] * self.weights[0]))
+        return F.linear(h, self.scales[1][:, None] * self.weights[1])
 
 
 NETWORKS: tuple[Callable[[], nn.Module], ...] = (
@@ -181,6 +222,9 @@ NETWORKS: tuple[Callable[[], nn.Module], ...] = (
     HardBoundary,
     FourierLayer,
     Grid,
+    Hash,
+    Swish,
+    Factorized,
 )
 
 
@@ -195,8 +239,22 @@ def test_agrees_with_nested_autograd(network: Callable[[], nn.Module]) -> None:
     testing.check(model, x, 3, direction=torch.randn_like(x))
 
 
+def test_separable_network_on_a_grid() -> None:
+    """Each coordinate's network sees its own points alone; the values are those of all combinations."""
+    model, _ = made(Separable)
+    x, y = (torch.rand(n, 1, dtype=torch.float64) for n in (4, 5))
+
+    def on_grid(x: Tensor, y: Tensor) -> Tensor:
+        return torch.einsum("ir,jr->ij", model.nets[0](x), model.nets[1](y))  # pyright: ignore
+
+    corners = torch.stack(torch.broadcast_tensors(x, y.T), -1).reshape(-1, 2)
+    p = partials(model, corners, ["xx", "yy"], variables="xy")
+    torch.testing.assert_close(derivatives(lambda x: on_grid(x, y), x, 2)[2], p.xx.reshape(4, 5))
+    torch.testing.assert_close(derivatives(lambda y: on_grid(x, y), y, 2)[2], p.yy.reshape(4, 5))
+
+
 @pytest.mark.skipif(build_info()["backend"] == "reference", reason="the reference backend fuses nothing")
-@pytest.mark.parametrize("network", [Fourier, ModifiedMLP, Residual, PirateNet, Separable, HardBoundary, Grid])
+@pytest.mark.parametrize("network", [Fourier, ModifiedMLP, Residual, PirateNet, Separable, HardBoundary, Grid, Hash, Factorized])
 def test_layers_stay_fused(network: Callable[[], nn.Module]) -> None:
     """Every product with a trainable weight is in a chain."""
     model, x = made(network)
