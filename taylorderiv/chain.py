@@ -86,7 +86,7 @@ class Value:
     @property
     def coefficients(self) -> Any:
         if self.layer is not None:
-            self._coefficients = _flush(self.layer, self.layout).reshape(self.layout.size, *self.shape)
+            self._coefficients = _flush(self.layer, self.layout, self.shape)
             self.layer = None
         elif self.seed is not None:
             self._coefficients = _written_out(self.seed)
@@ -217,8 +217,8 @@ def _check_versions(layer: Layer) -> None:
         )
 
 
-def _flush(last: Layer, layout: Layout) -> Tensor:
-    """Run ``last`` and the layers before it, back to the nearest value that is computed, as one op."""
+def _flush(last: Layer, layout: Layout, shape: torch.Size) -> Tensor:
+    """The coefficients ``(C, *shape)``: run ``last`` and the layers before it, back to the nearest value that is computed, as one op."""
     layers = [last]
     while (before := layers[-1].source.layer) is not None and before.grad_mode == last.grad_mode:
         layers.append(before)
@@ -229,7 +229,7 @@ def _flush(last: Layer, layout: Layout) -> Tensor:
     with torch.set_grad_enabled(last.grad_mode):
         seed = source.seed
         x = source.coefficients if seed is None else seed.points[None]
-        return kernels.chain(
+        result = kernels.chain(
             x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]),
             None if seed is None else seed.higher,
             [layer.weight for layer in layers],
@@ -238,3 +238,4 @@ def _flush(last: Layer, layout: Layout) -> Tensor:
             [layer.params for layer in layers],
             layout,
         )
+        return result.reshape(layout.size, *shape)

@@ -314,6 +314,15 @@ def test_grad_mode_is_that_of_the_code_that_ran():
     assert torch.autograd.grad(y.sum(), [layer.weight], allow_unused=True)[0] is None
 
 
+def test_a_value_looked_at_without_gradients_keeps_its_own():
+    layer, last = nn.Linear(2, 3), nn.Linear(3, 1)
+    h: Any = torch.tanh(layer(Jet.variable(torch.rand(4, 2), 1)))
+    with torch.no_grad():
+        assert h.primal.abs().max() < 1
+    last(h).coefficients.sum().backward()
+    assert layer.weight.grad is not None
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_give_the_ieee_result(value):
     network: Any = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
