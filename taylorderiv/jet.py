@@ -153,7 +153,7 @@ class Jet:
                 return cls._of(value, layout, _level_of(x) if level is None else level, x)
         vectors = [directions[r].expand(x.shape) for r in kept]
         # One zero tensor stands for all coefficients that vanish.
-        zero = torch.zeros_like(vectors[0]) if layout.size > 1 + len(kept) else None
+        zero = torch.zeros_like(vectors[0]) if layout.order > 1 else None
         coefficients: list[Any] = [x]
         for r, vector in enumerate(vectors):
             if layout.stored(r):

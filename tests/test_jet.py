@@ -62,6 +62,9 @@ def test_variable_has_the_direction_as_first_coefficient() -> None:
     assert Jet.variable(x, (2, 0, 1), [x, x, x]).coefficient_layout == Layout((2, 1))
     collapsed = Jet.variable(x, 1, v, weights=(2.0, -1.0))
     torch.testing.assert_close(collapsed.collapsed, 2 * v[0] - v[1])
+    with_another = Jet.variable(x, (1, 1, 2), torch.stack([*v[:2], v[1]]), weights=(2.0, -1.0, 0.0))
+    torch.testing.assert_close(with_another.collapsed, 2 * v[0] - v[1])
+    assert with_another.derivative(2, 2).count_nonzero() == 0
 
 
 def test_derivatives_are_unscaled_coefficients() -> None:
