@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taylorderiv import Jet, derivatives
+from taylorderiv import Jet, derivatives, fusion
 from taylorderiv.jet import nested_level
 from taylorderiv.testing import check
 
@@ -19,6 +19,12 @@ def rand(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Ten
     """The same uniform float64 numbers each time."""
     generator = torch.Generator().manual_seed(seed)
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=DOUBLE)
+
+
+def unfused(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` with each layer of networks computed by itself."""
+    with fusion(enabled=False):
+        return function(*args)
 
 
 def agrees(

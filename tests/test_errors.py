@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import rand
+from agreement import rand, unfused
+from torch import nn
+from torch.nn import functional as F
 
 import taylorderiv
 from taylorderiv import Jet, jet, registry
@@ -163,6 +165,53 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "matmul of numbers": (lambda: derivatives(lambda x: x[0] @ x[1], X, 1), RuntimeError, "at least 1D"),
     "matmul of wrong shapes": (lambda: derivatives(lambda x: x @ rand(4), X, 1), RuntimeError, "size|shape"),
+    "matmul across devices": (
+        lambda: derivatives(lambda x: x @ POINTS.to("meta").T, POINTS, 1),
+        ValueError,
+        "matmul: the second factor is on meta, expected cpu",
+    ),
+    "linear: width": (
+        lambda: derivatives(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(9, 1)).double(), POINTS, 2),
+        ValueError,
+        r"linear: the input has shape \(4, 8\), expected \(…, 9\) for a weight of shape \(1, 9\)",
+    ),
+    "linear: dtype of the points": (
+        lambda: derivatives(nn.Linear(2, 3), POINTS, 1),
+        TypeError,
+        "linear: weight has dtype torch.float32, expected torch.float64",
+    ),
+    "linear: dtype of one weight": (
+        lambda: derivatives(nn.Sequential(nn.Linear(2, 8).double(), nn.Tanh(), nn.Linear(8, 1)), POINTS, 2),
+        TypeError,
+        "linear: weight has dtype torch.float32, expected torch.float64",
+    ),
+    "linear: dtype of a bias": (
+        lambda: derivatives(lambda x: F.linear(x, POINTS, torch.ones(4)), POINTS, 1),
+        TypeError,
+        "linear: bias has dtype torch.float32, expected torch.float64",
+    ),
+    "linear: 16-bit weight": (
+        lambda: derivatives(nn.Linear(2, 3).half(), POINTS, 1),
+        TypeError,
+        "linear: weight has dtype torch.float16",
+    ),
+    "linear: network on another device": (
+        lambda: derivatives(nn.Linear(2, 3, device="meta", dtype=torch.float64), POINTS, 1),
+        ValueError,
+        "linear: weight is on meta, expected cpu",
+    ),
+    "linear: one layer on another device": (
+        lambda: derivatives(
+            nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1, bias=False, device="meta")).double(), POINTS, 1
+        ),
+        ValueError,
+        "linear: weight is on meta, expected cpu",
+    ),
+    "linear: bias on another device": (
+        lambda: derivatives(lambda x: F.linear(x, POINTS, torch.ones(4, device="meta").double()), POINTS, 1),
+        ValueError,
+        "linear: bias is on meta, expected cpu",
+    ),
     "shapes that don't broadcast": (lambda: derivatives(lambda x: x + rand(4), X, 1), RuntimeError, "size"),
     "jets whose shapes don't broadcast": (
         lambda: derivatives(lambda x: x * x[:2], X, 1),
@@ -176,6 +225,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def test_bad_input(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+    with pytest.raises(error, match=message):
+        unfused(call)
 
 
 def test_op_without_rule_is_named_and_says_what_to_do() -> None:

@@ -17,6 +17,7 @@ from taylorderiv.rules.engine import (
     align,
     bilinear,
     cast,
+    check_same_device,
     coefficientwise,
     compose,
     constant,
@@ -236,6 +237,7 @@ def _matmul(input: Any, other: Any) -> AnyJet:
         return _sparse_matmul(input, other)
     if input.ndim == 0 or other.ndim == 0:
         raise RuntimeError("both arguments to matmul need to be at least 1D, but they are 0D")
+    check_same_device("matmul", input, other, "the second factor")
     a = input.unsqueeze(0) if input.ndim == 1 else input
     b = other.unsqueeze(-1) if other.ndim == 1 else other
     x, y = _aligned(a, b)

@@ -107,6 +107,18 @@ def cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype)
 
 
+def check_same_device(op: str, input: Any, other: Any, name: str) -> None:
+    """Raise unless both are on one device.
+
+    PyTorch checks it, too, but (2.13) takes the product with a matrix on ``meta`` to be numbers.
+
+    Raises:
+        ValueError: they aren't.
+    """
+    if other.device != input.device:
+        raise ValueError(f"{op}: {name} is on {other.device}, expected {input.device} as its input")
+
+
 def lift(values: Sequence[Any], like: Jet | None = None) -> tuple[list[Jet], Jet]:
     """The tensors among ``values`` as constant jets, and one of the jets."""
     like = first_jet(values) if like is None else like

@@ -17,6 +17,7 @@ from taylorderiv.rules.engine import (
     align,
     bilinear,
     cast,
+    check_same_device,
     coefficientwise,
     first_jet,
     is_jet,
@@ -142,6 +143,21 @@ def _cumulative_trapezoid(y: Any, x: Any = None, *, dx: float = 1, dim: int = -1
 # Affine maps. `addmm` and its like are in bilinear.py.
 
 
+def _check_linear(input: AnyJet, weight: Any, bias: Any) -> None:
+    # What reaches PyTorch are the coefficients, whose shape a user doesn't know; nor does PyTorch see all of this.
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None or is_jet(value):
+            continue
+        check_same_device("linear", input, value, name)
+        if value.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+            raise TypeError(f"linear: {name} has dtype {value.dtype}, expected {input.dtype} as that of its input")
+    if input.ndim and weight.ndim and input.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"linear: the input has shape {tuple(input.shape)}, expected (…, {weight.shape[-1]}) for a weight of shape"
+            f" {tuple(weight.shape)}"
+        )
+
+
 @register("linear")
 def _linear(input: Any, weight: Any, bias: Any = None) -> AnyJet:
     if is_jet(weight) or not is_jet(input):
@@ -150,6 +166,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> AnyJet:
     value = chain.linear(input.value, weight, bias)
     if value is not None:
         return input.with_value(value)
+    _check_linear(input, weight, bias)
     c = input.coefficients
     out = F.linear(c, weight)
     if bias is None:
