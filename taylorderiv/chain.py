@@ -35,7 +35,7 @@ class Layer(NamedTuple):
         bias: ``(out,)``, or None.
         op: the name of a unary op with a kernel, or None.
         params: its parameters.
-        versions: of the parameters' memory, when the layer was noted.
+        state: of the parameters, when the layer was noted.
         grad_mode: whether autograd was recording.
     """
 
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
     bias: Tensor | None
     op: str | None
     params: tuple[float, ...]
-    versions: tuple[int, ...]
+    state: tuple[Any, ...]
     grad_mode: bool
 
 
@@ -85,11 +85,13 @@ class Value:
 
     @property
     def coefficients(self) -> Any:
-        if self.layer is not None:
-            self._coefficients = _flush(self.layer, self.layout, self.shape)
+        # In this order, and each read once: another thread may do the same, or an interrupt end it anywhere.
+        layer, seed = self.layer, self.seed
+        if layer is not None:
+            self._coefficients = _flush(layer, self.layout, self.shape)
             self.layer = None
-        elif self.seed is not None:
-            self._coefficients = _written_out(self.seed)
+        elif seed is not None:
+            self._coefficients = _written_out(seed)
             self.seed = None
         return self._coefficients
 
@@ -126,8 +128,13 @@ def _written_out(seed: Seed) -> Tensor:
         return torch.cat([points[None], higher])
 
 
-def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    return tuple(t._version for t in (weight, bias) if t is not None and not t.is_inference())
+def _state(weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    """What changes when their values do, or whether they are trained."""
+    return tuple(
+        (t.data_ptr(), t.requires_grad, None if t.is_inference() else t._version)
+        for t in (weight, bias)
+        if t is not None
+    )
 
 
 def _trained(weight: Tensor) -> bool:
@@ -143,6 +150,7 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
         or not (source.plain and source.shape)
         or source.shape[-1] != weight.shape[1]
         or (bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype))
+        or (bias is not None and bias.device != weight.device)
         or source.dtype != weight.dtype
         or source.device != weight.device
         or not kernels.chain_applies(weight, None, source.layout)
@@ -153,7 +161,10 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
         return None
     if max(widths) > (_WIDEST_TRAINED if _trained(weight) and not weight.is_cuda else _WIDEST):
         return None if source.seed is None else _image(source.seed, weight, bias, source.layout)
-    layer = Layer(source, weight, bias, None, (), _versions(weight, bias), torch.is_grad_enabled())
+    # What isn't trained now won't be if that changes before the layer is computed.
+    weight = weight if weight.requires_grad else weight.detach()
+    bias = bias if bias is None or bias.requires_grad else bias.detach()
+    layer = Layer(source, weight, bias, None, (), _state(weight, bias), torch.is_grad_enabled())
     return Value(None, source.layout, layer)
 
 
@@ -202,29 +213,30 @@ def scaled(source: Value, factor: Any) -> Value | None:
     if seed is not None:
         return Value(None, source.layout, seed=Seed(seed.points * factor, seed.higher * factor))
     assert layer is not None
-    _check_versions(layer)
+    _check_state(layer)
     weight = layer.weight * factor
     bias = None if layer.bias is None else layer.bias * factor
-    layer = layer._replace(weight=weight, bias=bias, versions=_versions(weight, bias))
+    layer = layer._replace(weight=weight, bias=bias, state=_state(weight, bias))
     return Value(None, source.layout, layer)
 
 
-def _check_versions(layer: Layer) -> None:
-    if layer.versions != _versions(layer.weight, layer.bias):
+def _check_state(layer: Layer) -> None:
+    if layer.state != _state(layer.weight, layer.bias):
         raise RuntimeError(
-            "a weight or bias was changed in place (by an optimizer step, for example) before the coefficients of a"
-            " jet that had passed through its layer were used. Use them first, or run the function again."
+            "a weight or bias was changed in place (by an optimizer step, for example), moved, or had its requires_grad"
+            " set, before the coefficients of a jet that had passed through its layer were used. Use them first, or run"
+            " the function again."
         )
 
 
 def _flush(last: Layer, layout: Layout, shape: torch.Size) -> Tensor:
-    """The coefficients ``(C, *shape)``: run ``last`` and the layers before it, back to the nearest value that is computed, as one op."""
+    """Coefficients ``(C, *shape)``: run ``last`` and the layers before it, back to the nearest value, as one op."""
     layers = [last]
     while (before := layers[-1].source.layer) is not None and before.grad_mode == last.grad_mode:
         layers.append(before)
     layers.reverse()
     for layer in layers:
-        _check_versions(layer)
+        _check_state(layer)
     source = layers[0].source
     with torch.set_grad_enabled(last.grad_mode):
         seed = source.seed

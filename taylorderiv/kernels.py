@@ -137,8 +137,8 @@ def fusion(enabled: bool = True, *, save: bool | None = None) -> Iterator[None]:
         ...     loss = derivatives(model, x, 4)[4].square().mean()
     """
     before = _fusion.enabled, _fusion.save
-    _fusion.enabled, _fusion.save = enabled, save
     try:
+        _fusion.enabled, _fusion.save = enabled, save
         yield
     finally:
         _fusion.enabled, _fusion.save = before

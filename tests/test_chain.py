@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from agreement import unfused
 from torch import nn
 from torch.nn import functional as F
 
-from taylorderiv import Jet, chain, derivatives, fusion, kernels, partials
+from taylorderiv import Jet, chain, derivatives, kernels, partials
 
 pytestmark = pytest.mark.skipif(
     kernels.build_info()["backend"] == "reference", reason="the reference backend fuses nothing"
@@ -30,77 +29,6 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(chain.kernels, "chain", counting)
     return counts
-
-
-def unfused(function, *args):
-    """``function(*args)`` with each layer computed by itself."""
-    with fusion(enabled=False):
-        return function(*args)
-
-
-ACTIVATIONS = {
-    "tanh": torch.tanh,
-    "sin": torch.sin,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "softplus": lambda x: F.softplus(x, beta=2.0),
-    "elu": F.elu,
-    "relu": torch.relu,
-    "none": lambda x: x,
-}
-
-
-class Network(nn.Module):
-    def __init__(self, widths, activations, biases, dtype):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=bias, dtype=dtype) for a, b, bias in zip(widths, widths[1:], biases, strict=False)
-        )
-        self.activations = [ACTIVATIONS[name] for name in activations]
-
-    def forward(self, x):
-        for layer, activation in zip(self.layers, self.activations, strict=False):
-            x = activation(layer(x))
-        return x
-
-
-@st.composite
-def architectures(draw):
-    depth = draw(st.integers(1, 4))
-    widths = draw(st.lists(st.integers(1, 40), min_size=depth + 1, max_size=depth + 1))
-    activations = draw(st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth))
-    biases = draw(st.lists(st.booleans(), min_size=depth, max_size=depth))
-    orders = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
-    collapsed = draw(st.booleans())
-    if collapsed:
-        orders = [orders[0]] * len(orders)
-    weights = [0.5 - r for r in range(len(orders))] if collapsed else None
-    points = draw(st.sampled_from([0, 1, 3, 70]))
-    return widths, activations, biases, tuple(orders), weights, points, draw(st.integers(0, 10**6))
-
-
-@settings(max_examples=80, deadline=None)
-@given(architectures(), st.sampled_from([torch.float64, torch.float32]), st.booleans(), st.booleans())
-def test_chain_matches_layer_by_layer(architecture, dtype, save, seeded):
-    widths, activations, biases, orders, weights, points, seed = architecture
-    torch.manual_seed(seed)
-    network = Network(widths, activations, biases, dtype)
-    x = torch.randn(widths[0], points, dtype=dtype).T.requires_grad_()  # not contiguous
-    directions = torch.randn(len(orders), 1 if seeded else points, widths[0], dtype=dtype, requires_grad=True)
-
-    def run():
-        y = network(Jet.variable(x, orders, directions, weights)).coefficients
-        cotangent = torch.linspace(-1, 1, y.numel(), dtype=dtype).reshape(y.shape)
-        inputs = [x, directions, *network.parameters()]
-        return y, *torch.autograd.grad(y, inputs, cotangent, allow_unused=True, materialize_grads=True)
-
-    tolerance = 1e-11 if dtype == torch.float64 else 2e-4
-    with fusion(save=save):
-        fused_results = run()
-    for fused, single in zip(fused_results, unfused(run), strict=True):
-        # Sums run in another order: rounding is relative to their largest terms.
-        scale = single.abs().max().item() if single.numel() else 0.0
-        torch.testing.assert_close(fused, single, rtol=tolerance, atol=tolerance * (scale + 1e-30))
 
 
 def test_wide_networks_save_and_narrow_ones_recompute_most():
@@ -242,53 +170,6 @@ def test_opcheck(seeded):
     arguments = (x, higher, weights, biases, ["softplus"], [1.0, 20.0], [2], [], 0, False)
     # The gradient isn't the op's own: it belongs to the function that calls it.
     torch.library.opcheck(torch.ops.taylorderiv.chain, arguments, test_utils=("test_schema", "test_faketensor"))
-
-
-def test_results_are_bit_identical_from_run_to_run():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(2, 33), nn.Tanh(), nn.Linear(33, 1))
-    x = torch.rand(1000, 2)
-
-    def gradients():
-        loss = partials(network, x, ["xx", "t"], variables="xt").xx.square().sum()
-        return torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
-
-    reference = gradients()
-    for _ in range(5):
-        for a, b in zip(gradients(), reference, strict=True):
-            assert a is b is None or torch.equal(a, b)
-
-
-def test_a_changed_network_never_gives_a_stale_result():
-    network: Any = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1)).double().eval()
-    x = torch.rand(5, 1, dtype=torch.float64)
-
-    def check():
-        for fused, single in zip(derivatives(network, x, 2), unfused(derivatives, network, x, 2), strict=True):
-            torch.testing.assert_close(fused, single, rtol=1e-12, atol=1e-12)
-
-    check()
-    with torch.no_grad():
-        network[0].weight.add_(1)
-    check()
-    network[3] = nn.Linear(8, 2).double()
-    check()
-    network[0].weight = nn.Parameter(torch.randn(8, 1, dtype=torch.float64))
-    check()
-    network.float()
-    x = x.float()
-    derivatives(network, x, 2)
-    with pytest.raises((TypeError, RuntimeError), match=r"dtype|same"):
-        derivatives(network, x.double(), 2)
-
-
-def test_a_weight_changed_before_the_coefficients_are_used_is_refused():
-    layer = nn.Linear(2, 3)
-    y: Any = torch.tanh(layer(Jet.variable(torch.rand(4, 2), 1)))
-    with torch.no_grad():
-        layer.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="changed in place"):
-        _ = y.coefficients
 
 
 def test_in_place_ops_on_a_waiting_value_change_only_that_value():

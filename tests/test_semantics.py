@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from agreement import DOUBLE, agrees, rand
 from torch import Tensor
 
-from taylorderiv import Jet, derivatives
+from taylorderiv import Jet, build_info, derivatives
 from taylorderiv.testing import nested_derivatives
 
 PAGE = Path(__file__).parent.parent / "docs" / "semantics.md"
@@ -143,6 +143,26 @@ def test_detached_values() -> None:
         value, first = derivatives(lambda x: weight * x**2, x, 1)
     torch.testing.assert_close(first, 2 * weight.detach() * x)
     assert not value.requires_grad
+
+
+def test_parameters_that_change() -> None:
+    layer, x = torch.nn.Linear(3, 2, dtype=DOUBLE), rand(3)
+    for _ in range(2):
+        agrees(layer, x)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+
+    def f(x: Any) -> Any:
+        y = layer(x)
+        with torch.no_grad():
+            layer.weight.zero_()
+        return y
+
+    if build_info()["backend"] == "reference":  # which computes a layer when it is called
+        assert all(value.count_nonzero() for value in derivatives(f, x, 1))
+    else:
+        with pytest.raises(RuntimeError, match="changed in place"):
+            derivatives(f, x, 1)
 
 
 def test_enclosing_variables() -> None:
