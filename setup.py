@@ -3,6 +3,7 @@
 With CUDA when PyTorch was built with CUDA and a CUDA toolkit is found. Environment:
     TAYLORDERIV_CUDA=0 | 1     without CUDA in any case | with it, or fail
     TORCH_CUDA_ARCH_LIST       architectures, by default "8.0;9.0+PTX"
+    TAYLORDERIV_SANITIZE=1     with AddressSanitizer and UndefinedBehaviorSanitizer: see .ci/sanitize
     MAX_JOBS                   parallel compilations
 """
 
@@ -17,6 +18,9 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: one binary for it and what follows (stable ABI)
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# What is undefined ends the process. Checks by calls, as written out they take the compiler four times as long.
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+SANITIZED = [*SANITIZERS, "--param=asan-instrumentation-with-call-threshold=0", "-O1", "-g1", "-D_GLIBCXX_ASSERTIONS"]
 
 
 def wants_cuda() -> bool:
@@ -39,9 +43,13 @@ def extension() -> Extension:
     # NaN and infinity keep their meaning: no -ffast-math.
     cxx = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
     cxx += ["-fno-trapping-math", "-Wall", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+    link = []
+    if os.environ.get("TAYLORDERIV_SANITIZE", "0") != "0":
+        cxx += SANITIZED
+        link += SANITIZERS
     if not wants_cuda():
         arguments = {"sources": sources, "define_macros": macros, "extra_compile_args": {"cxx": cxx}}
-        return CppExtension("taylorderiv._C", include_dirs=[get_include()], **arguments)
+        return CppExtension("taylorderiv._C", include_dirs=[get_include()], extra_link_args=link, **arguments)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"]
     return CUDAExtension(

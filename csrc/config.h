@@ -21,7 +21,7 @@
 #define TD_HD_COLD __host__ __device__ __noinline__
 #define TD_INLINE_LAMBDA
 #define TD_ROLLED _Pragma("unroll 1")
-#elif defined(TD_HOST_RUN)  // of the CUDA kernels, where speed doesn't matter, but the compile time
+#elif defined(TD_HOST_RUN) || defined(__SANITIZE_ADDRESS__)  // where speed doesn't matter, but the compile time
 #define TD_HD inline
 #define TD_HD_COLD
 #define TD_INLINE_LAMBDA
