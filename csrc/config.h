@@ -33,6 +33,13 @@
 #define TD_ROLLED
 #endif
 
+// What the compiler of device code may rely on.
+#if defined(__CUDA_ARCH__)
+#define TD_ASSUME(condition) __builtin_assume(condition)
+#else
+#define TD_ASSUME(condition)
+#endif
+
 #if defined(__clang__)
 #define TD_UNROLL _Pragma("unroll")
 #else
