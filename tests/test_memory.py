@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,21 @@ import torch
 from agreement import DOUBLE, rand
 from torch import nn
 
-from taylorderiv import Jet, derivatives, partials
+from taylorderiv import Jet, build_info, derivatives, fusion, partials
 
 
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """How far resident memory rises above what it is now."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = resident_bytes()
+    run()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) - before
 
 
 def live_jets() -> int:
@@ -51,6 +61,28 @@ def test_ten_thousand_steps_leave_memory_flat_and_no_jets() -> None:
     assert len(gc.get_objects()) - objects < 500
     assert live_jets() == 0
     assert x.grad is None
+
+
+@pytest.mark.skipif(build_info()["backend"] == "reference", reason="the reference backend fuses nothing")
+def test_a_chain_that_recomputes_needs_memory_for_its_result_and_each_thread_only() -> None:
+    layers = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
+    model, directions = nn.Sequential(*layers), torch.eye(2)[:, None]
+
+    def peak(points: int, save: bool) -> int:
+        x, grad = torch.rand(points, 2), torch.rand(6, points, 1)
+
+        def run() -> None:
+            with fusion(save=save):
+                jet: Any = Jet.variable(x, (4, 1), directions)
+                torch.autograd.backward(model(jet).coefficients, grad)
+
+        return peak_bytes(run)
+
+    peak(1000, save=False)
+    result = 60_000 * 6 * 4
+    layers_of_all_points = 3 * 64 * result
+    assert peak(60_000, save=True) > layers_of_all_points  # what is measured can be seen
+    assert peak(60_000, save=False) < 3 * result + (8 << 20)
 
 
 def test_jets_die_without_the_garbage_collector() -> None:
