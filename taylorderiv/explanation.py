@@ -174,8 +174,8 @@ def explain(
         coefficients=sum(step.coefficients for step in every),
         fresh_bytes=sum(step.bytes for step in every),
     )
-    floor = _floor(products, dtype, outputs[0].device, 3 if leaves else 1)
-    return Explanation(found, *steps, _seconds(timed), predicted / torch.get_num_threads(), floor)
+    seconds, floor = _seconds(timed, _floor(products, dtype, outputs[0].device, 3 if leaves else 1))
+    return Explanation(found, *steps, seconds, predicted / torch.get_num_threads(), floor)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -287,19 +287,21 @@ def _grouped(steps: Sequence[Step]) -> list[tuple[str, ...]]:
     ]
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    times = []
+def _seconds(*runs: Callable[[], object]) -> list[float]:
+    """The median time of each. By turns, so that whatever else the machine does falls on all of them."""
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(1 + _ROUNDS):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for run, taken in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken[1:]) for taken in times]
 
 
-def _floor(products: Sequence[Product], dtype: torch.dtype, device: torch.device, each: int) -> float:
-    """The time of the matrix products, ``each`` of the three that belong to a layer, into memory that exists."""
+def _floor(products: Sequence[Product], dtype: torch.dtype, device: torch.device, each: int) -> Callable[[], object]:
+    """The matrix products alone, ``each`` of the three that belong to a layer, into memory that exists."""
     shapes = [
         [torch.rand(shape, dtype=dtype, device=device) for shape in ((n, i), (o, i), (n, o))] for n, i, o in products
     ]
@@ -312,4 +314,4 @@ def _floor(products: Sequence[Product], dtype: torch.dtype, device: torch.device
                 torch.mm(z, w, out=dh)
                 torch.mm(z.T, h, out=dw)
 
-    return _seconds(run)
+    return run
