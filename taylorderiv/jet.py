@@ -21,7 +21,8 @@ Level = tuple[int, int]
 class _Depth(threading.local):
     """How many differentiations enclose the running code, in this thread."""
 
-    value = 0
+    def __init__(self) -> None:
+        self.value = 0  # of each thread: an attribute that appears later has code compiled again
 
 
 _depth = _Depth()

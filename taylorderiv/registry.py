@@ -70,10 +70,21 @@ _FOUND: dict[Any, Found] = {}
 
 def find(func: Any) -> Found:
     """Look up the rule of a function that was called with a jet."""
+    if torch.compiler.is_compiling():  # What was found isn't a fact to compile for: later calls add to it.
+        return _find(_traced_name(func))
     found = _FOUND.get(func)
     if found is None:
         found = _FOUND[func] = _find(canonical(func))
     return found
+
+
+def _traced_name(func: Any) -> str:
+    return canonical(func)
+
+
+# A compiler can't trace how a function is called: it runs this while it traces. (As marked by
+# torch.compiler.assume_constant_result, without its import of the whole compiler.)
+_traced_name._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _find(name: str) -> Found:

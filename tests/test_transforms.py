@@ -21,7 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from taylorderiv import derivatives, partials
+from taylorderiv import derivatives, partials, registry
 
 
 class Heat(nn.Module):
@@ -150,6 +150,20 @@ def test_compiled_training(partial: str) -> None:
             torch.testing.assert_close(got, value)
             got.backward()
             optimizer.step()
+    assert counter.frame_count == 1
+
+
+def test_compiling_before_anything_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what runs later, with other ops, doesn't compile it again."""
+    monkeypatch.setattr(registry, "_FOUND", {})
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model, x = Heat(), points()
+    compiled = torch.compile(lambda x: model(x).square().mean(), fullgraph=True, backend=counter)
+    value = compiled(x)
+    torch.testing.assert_close(value, model(x).square().mean())
+    derivatives(lambda x: torch.atan(x).erf().cumsum(0), x, 2)
+    torch.testing.assert_close(compiled(x), value)
     assert counter.frame_count == 1
 
 
