@@ -10,7 +10,6 @@ layer follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -96,25 +95,14 @@ class Value:
         return self._coefficients
 
 
-def seeded(points: Any, directions: Any, kept: Sequence[int], layout: Layout) -> Value | None:
-    """The jet of points ``(*shape, D)`` along those directions, of D numbers each, that are ``kept`` for the layout.
+def may_be_seed(points: Any) -> bool:
+    """Whether the jet of points ``(*shape, D)`` along directions that they share needn't be written out."""
+    plain = type(points) in (Tensor, torch.nn.Parameter) and points.ndim > 1
+    return plain and not points.is_cuda and kernels.chain_applies(points)
 
-    None if it must be written out.
-    """
-    if type(points) not in (Tensor, torch.nn.Parameter) or points.is_cuda or not kernels.chain_applies(points):
-        return None
-    if not isinstance(directions, Tensor):
-        directions = torch.stack(list(directions))
-    vectors = directions.reshape(directions.shape[0], points.shape[-1])
-    if len(kept) < len(vectors):
-        vectors = vectors[list(kept)]
-    higher = vectors.new_zeros(layout.size - 1, points.shape[-1])
-    stored = [r for r in range(layout.directions) if layout.stored(r)]
-    if stored:
-        places = layout.first_places
-        higher[[places[r] - 1 for r in stored]] = vectors if len(stored) == len(vectors) else vectors[stored]
-    if layout.weights is not None and layout.collapsed_order == 1:
-        higher[-1] = sum(layout.weights[r] * vectors[r] for r in layout.collapsed_directions)
+
+def seeded(points: Tensor, higher: Tensor, layout: Layout) -> Value:
+    """The jet of points ``(*shape, D)``, which share the higher coefficients ``(C - 1, D)``."""
     points = points.clone()  # the caller may change them
     if not torch.is_grad_enabled():  # so that it makes no difference in which mode it is written out
         points, higher = points.detach(), higher.detach()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from taylorderiv.chain import may_be_seed
 from taylorderiv.jet import Jet, check_like, check_variable, nested_level
 from taylorderiv.planner import NestedPlan, Plan
 
@@ -131,6 +132,8 @@ def _propagate(plan: Plan, f: Callable[[Any], Any], x: Any) -> Any:
                 name: Jet.variable(tensor, plan.orders, _constants(row, tensor), plan.weights, level)
                 for (name, tensor), row in zip(x.items(), rows, strict=True)
             }
+        elif may_be_seed(x):
+            seeds = Jet.seeded(x, plan.lines(x.dtype, x.device), plan.layout, level)
         else:
             directions = plan.direction_tensor(x.dtype, x.device)
             directions = directions.reshape(-1, *[1] * (x.ndim - 1), plan.dimension)

@@ -148,10 +148,11 @@ class Jet:
             None if weights is None else tuple(float(weights[r]) for r in kept),
         )
         shapes = {directions.shape[1:]} if isinstance(directions, Tensor) else {vector.shape for vector in directions}
-        if x.ndim > 1 and shapes == {shared}:
-            value = chain.seeded(x, directions, kept, layout)
-            if value is not None:
-                return cls._of(value, layout, _level_of(x) if level is None else level, x)
+        if shapes == {shared} and chain.may_be_seed(x):
+            rows = directions if isinstance(directions, Tensor) else torch.stack(list(directions))
+            rows = rows.reshape(count, x.shape[-1])
+            higher = layout.lines(rows[kept] if len(kept) < count else rows)
+            return cls.seeded(x, higher, layout, _level_of(x) if level is None else level)
         vectors = [directions[r].expand(x.shape) for r in kept]
         # One zero tensor stands for all coefficients that vanish.
         zero = torch.zeros_like(vectors[0]) if layout.order > 1 else None
@@ -165,6 +166,11 @@ class Jet:
             else:
                 coefficients.append(zero)
         return cls(torch.stack(coefficients), layout, level, x)
+
+    @classmethod
+    def seeded(cls, points: Tensor, higher: Tensor, layout: Layout, level: Level) -> Jet:
+        """The jet of points ``(…, D)`` that share the higher coefficients ``(C - 1, D)``, which it doesn't write out."""
+        return cls._of(chain.seeded(points, higher, layout), layout, level, points)
 
     @classmethod
     def _of(cls, value: Value, layout: Layout, level: Level, memory: Tensor | Jet | None = None) -> Jet:

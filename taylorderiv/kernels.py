@@ -149,15 +149,16 @@ def chain_applies(weight: Any, op: str | None = None, layout: Layout | None = No
 
     With a layout: of jets with this one.
     """
+    device = weight.device.type
     return (
         (op is None or op in _UNARY_KERNELS)
-        and weight.device.type in ("cpu", "cuda")
-        and not torch.compiler.is_compiling()
+        and device in ("cpu", "cuda")
         and _fusion.enabled
+        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and not torch.is_autocast_enabled(weight.device.type)
+        and not torch.is_autocast_enabled(device)
         and _kernel_applies(weight)
-        and (weight.device.type == "cpu" or layout is None or _fits_cuda_chain(weight, layout))
+        and (layout is None or device == "cpu" or _fits_cuda_chain(weight, layout))
     )
 
 

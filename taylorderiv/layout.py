@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 Product = tuple[int, int, float]
 """A term ``weight * a[i] * b[j]`` of one output coefficient of a product, as ``(i, j, weight)``."""
@@ -98,6 +99,17 @@ class Layout:
         if k == self.orders[direction]:
             raise ValueError(f"coefficient {k} of direction {direction} is collapsed: only the weighted sum is known")
         raise ValueError(f"no coefficient {k} in direction {direction} of order {self.orders[direction]}")
+
+    def lines(self, vectors: Any) -> Any:
+        """The coefficients above the primal, ``(C - 1, D)``, of ``x + ε v`` along the vectors ``v``, ``(R, D)``."""
+        above = vectors.new_zeros(self.size - 1, vectors.shape[-1])
+        stored = [r for r in range(self.directions) if self.stored(r)]
+        if stored:
+            places = self.first_places
+            above[[places[r] - 1 for r in stored]] = vectors if len(stored) == len(vectors) else vectors[stored]
+        if self.weights is not None and self.collapsed_order == 1:
+            above[-1] = sum(self.weights[r] * vectors[r] for r in self.collapsed_directions)
+        return above
 
     @functools.lru_cache  # noqa: B019 - layouts are few and small
     def products(self) -> tuple[tuple[Product, ...], ...]:

@@ -53,7 +53,9 @@ class Chain {
     const int64_t numbers = input_numbers() / size() + 4 * widest_ + layer_numbers();
     tile_ = tile_bytes() / (numbers * size() * int64_t(sizeof(S)));
     const int64_t least = 1 + 95 / size();  // rows enough for the matrix products to pay for reading the weights
-    tile_ = std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64);
+    tile_ = (std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64) - 1) | 1;
+    // Tiles of equal size; an odd one, or the coefficients of an element would often compete for few places in the cache.
+    if (points > 0) tile_ = ((points + tiles() - 1) / tiles()) | 1;
     pack();
     if (seeded_) pass_first_layer(higher);
   }

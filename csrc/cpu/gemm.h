@@ -84,7 +84,7 @@ void gemm_panel(const GemmShape& g, const S* a, const S* b, S* c, const S* bias)
 template <class S>
 void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
   constexpr int lanes = lanes_of<S>, panel = panel_of<S>;
-  const int64_t fitting = resident_bytes / (g.b_row * int64_t(sizeof(S))), depth = fitting < 32 ? 32 : fitting;
+  const int64_t fitting = resident_bytes / (g.b_row * int64_t(sizeof(S))), depth = fitting < 48 ? 48 : fitting;
   GemmShape part = g;
   for (int64_t k = 0; k < g.depth || k == 0; k += depth, a += depth * g.a_depth, b += depth * g.b_row) {
     part.depth = g.depth - k < depth ? g.depth - k : depth;

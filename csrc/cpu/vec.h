@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(TD_SIMD_AVX512)
 #define TD_SIMD_BYTES 64
@@ -52,10 +53,11 @@ struct Vec {
   TD_HD Vec(Raw raw) : raw(raw) {}
   TD_HD explicit Vec(double value) : raw(broadcast(S(value))) {}
 
-  TD_HD static Raw broadcast(S value) {
-    Raw raw;
-    for (int i = 0; i < lanes; ++i) raw[i] = value;  // not `value + Raw{}`, which loses the sign of zero
-    return raw;
+  // Not `value + Raw{}`, which loses the sign of zero; nor lane by lane, which GCC makes two instructions of for doubles.
+  TD_HD static Raw broadcast(S value) { return filled(value, std::make_integer_sequence<int, lanes>{}); }
+  template <int... i>
+  TD_HD static Raw filled(S value, std::integer_sequence<int, i...>) {
+    return Raw{(void(i), value)...};
   }
   TD_HD static Vec load(const S* p) {
     Vec v;

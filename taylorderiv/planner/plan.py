@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -83,20 +83,27 @@ class Plan:
 
     def direction_tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The directions, ``(R, D)``, kept for the next time: not to be changed."""
+        return self._kept("directions", dtype, device, self._new_direction_tensor)
+
+    def lines(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A coordinate's coefficients above the primal, ``(C - 1, D)``, kept for the next time: not to be changed."""
+        return self._kept("lines", dtype, device, lambda *kind: self.layout.lines(self._new_direction_tensor(*kind)))
+
+    def _kept(self, name: str, dtype: torch.dtype, device: torch.device, build: Callable[..., Tensor]) -> Tensor:
         if (
             torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack()
             or torch._C._are_functorch_transforms_active()
         ):  # not a tensor that outlives them
-            return self._new_direction_tensor(dtype, device)
-        key = dtype, device
-        if key not in self._direction_tensors:
+            return build(dtype, device)
+        key = name, dtype, device
+        if key not in self._tensors:
             with torch.inference_mode(False):
-                self._direction_tensors[key] = self._new_direction_tensor(dtype, device)
-        return self._direction_tensors[key]
+                self._tensors[key] = build(dtype, device)
+        return self._tensors[key]
 
     @functools.cached_property
-    def _direction_tensors(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
+    def _tensors(self) -> dict[tuple[str, torch.dtype, torch.device], Tensor]:
         return {}
 
     def _new_direction_tensor(self, dtype: torch.dtype, device: torch.device) -> Tensor:
