@@ -10,7 +10,7 @@ from agreement import unfused
 from torch import nn
 from torch.nn import functional as F
 
-from taylorderiv import Jet, chain, derivatives, kernels, partials
+from taylorderiv import Jet, chain, derivatives, fusion, kernels, partials
 
 pytestmark = pytest.mark.skipif(
     kernels.build_info()["backend"] == "reference", reason="the reference backend fuses nothing"
@@ -118,6 +118,23 @@ def test_gradient_and_double_backward_of_directions_that_all_points_share():
 
     assert torch.autograd.gradcheck(function, (x, v, weight))
     assert torch.autograd.gradgradcheck(function, (x, v, weight))
+
+
+@pytest.mark.parametrize("save", [True, False])
+def test_gradient_and_double_backward_of_collapsed_directions_and_a_slope(save):
+    x, v, weight, bias, last = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 2), (2, 1, 2), (3, 2), (3,), (1, 3))
+    )
+    slope = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+
+    def function(x, v, weight, bias, last, slope):
+        with fusion(save=save):
+            y: Any = Jet.variable(x, (2, 2), v, (1.0, -0.5))
+            return F.linear(F.softplus(slope * F.linear(y, weight, bias)), last).coefficients
+
+    assert torch.autograd.gradcheck(function, (x, v, weight, bias, last, slope))
+    assert torch.autograd.gradgradcheck(function, (x, v, weight, bias, last, slope))
 
 
 @pytest.mark.parametrize("layer_first", [True, False])
