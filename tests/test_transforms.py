@@ -301,6 +301,33 @@ def test_losses_of_several_threads() -> None:
         torch.testing.assert_close(got, expected[i])
 
 
+def test_a_differentiation_that_ends_in_another_thread_leaves_levels_alone() -> None:
+    """Ours begins while the other one runs, and goes on with an inner one when the other has ended."""
+    x = torch.rand(3, dtype=torch.float64)
+    began, ours_began, ended = (threading.Event() for _ in range(3))
+
+    def other() -> None:
+        def f(x: Any) -> Any:
+            began.set()
+            assert ours_began.wait(60)
+            return x
+
+        derivatives(f, x, 1)
+        ended.set()
+
+    def f(x: Any) -> Any:
+        ours_began.set()
+        assert ended.wait(60)
+        return x * derivatives(lambda y: x * y, torch.ones(3, dtype=torch.float64), 1)[1]
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert began.wait(60)
+    got = derivatives(f, x, 2)
+    thread.join()
+    torch.testing.assert_close(got, (x**2, 2 * x, torch.full_like(x, 2)))
+
+
 def test_hooks_may_replace_arguments_and_results() -> None:
     model, x = Heat(), points()
     expected = model(x)
