@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch_modules import modules
 
 import taylorderiv
 
@@ -41,6 +42,10 @@ UNSUPPORTED: dict[str, str] = {
         "is one op with a backward pass only; use cross_entropy(linear(…))",
     ),
     "to_sparse": "Taylor coefficients are dense",
+    **dict.fromkeys(
+        (f"nn.{name}.{mode}" for name in ("AdaptiveLogSoftmaxWithLoss", "CrossMapLRN2d") for mode in ("train", "eval")),
+        "is Python code that writes into new plain tensors",
+    ),
 }
 
 # Entries that PyTorch's nested forward mode gets wrong. Each time, values of the function nearby, interpolated by a
@@ -56,11 +61,12 @@ ORACLE_WRONG: dict[str, str] = {
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"), _STATISTICS),
     **dict.fromkeys((f"nn.functional.{name}_norm" for name in ("batch", "instance", "layer")), _STATISTICS),
     "native_layer_norm": _STATISTICS,
+    **dict.fromkeys((f"nn.{kind}BatchNorm{n}d.train" for kind in ("", "Lazy") for n in (1, 2, 3)), _STATISTICS),
+    **dict.fromkeys((f"nn.LazyInstanceNorm{n}d.train" for n in (1, 2, 3)), _STATISTICS),
+    **dict.fromkeys((f"nn.InstanceNorm{n}d.{mode}" for n in (1, 2, 3) for mode in ("train", "eval")), _STATISTICS),
     **dict.fromkeys(
-        (f"nn.{name}.{mode}" for name in ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LayerNorm")
-         for mode in ("train", "eval")), _STATISTICS
+        (f"nn.{name}.{mode}" for name in ("LayerNorm", "TransformerDecoder") for mode in ("train", "eval")), _STATISTICS
     ),
-    **dict.fromkeys((f"nn.BatchNorm{n}d.train" for n in (1, 2, 3)), _STATISTICS),
     "scatter_reduce.prod": "has 0 for the derivative",
     "as_strided_scatter": "its gradient takes the elements that are overwritten for the others",
     **dict.fromkeys(("cumprod", "prod"), _ZEROS),
@@ -112,48 +118,6 @@ def samples(entry: Any, dtype: torch.dtype) -> Iterator[Any]:
     torch.default_generator.manual_seed(0)
     random.seed(0)
     return iter(entry.sample_inputs("cpu", dtype, requires_grad=True))
-
-
-@functools.cache
-def modules(dtype: torch.dtype) -> dict[str, Any]:
-    """The modules of torch.nn that PyTorch has samples of, in both modes, by name."""
-    from torch.testing._internal.common_modules import module_db
-
-    found = [
-        Module(info, training)
-        for info in module_db
-        if dtype in info.dtypes and info.module_cls.__module__.startswith("torch.nn.modules")
-        for training in (True, False)
-    ]
-    return {module.name: module for module in found}
-
-
-class Module:
-    """A class of modules in one mode; as an operator, it is called with the module first."""
-
-    op = staticmethod(lambda module, *args, **kwargs: module(*args, **kwargs))
-    supports_forward_ad = True
-
-    def __init__(self, info: Any, training: bool):
-        self.info = info
-        self.training = training
-        self.name = f"nn.{info.module_cls.__name__}.{'train' if training else 'eval'}"
-
-    @staticmethod
-    def gradcheck_wrapper(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        return operation(*args, **kwargs)
-
-    def sample_inputs(self, device: str, dtype: torch.dtype, *, requires_grad: bool) -> Iterator[Any]:
-        options = {"requires_grad": requires_grad, "training": self.training}
-        for given in self.info.module_inputs_func(self.info, device=device, dtype=dtype, **options):
-            arguments = given.constructor_input
-            made = self.info.module_cls(*arguments.args, **arguments.kwargs).to(device, dtype).train(self.training)
-            inputs = given.forward_input
-            with torch.no_grad():  # Lazy modules learn their shapes.
-                made(*inputs.args, **inputs.kwargs)
-            yield types.SimpleNamespace(
-                input=made, args=inputs.args, kwargs=inputs.kwargs, output_process_fn_grad=None
-            )
 
 
 def as_function(entry: Any, sample: Any, operation: Any) -> tuple[Function, list[Tensor]]:
