@@ -5,7 +5,7 @@
     python benchmarks/coverage.py --ops linalg.qr  # some entries;  --complex: in complex128
     python benchmarks/coverage.py --modules        # the layers of torch.nn, each in training and in evaluation mode
 
-All differentiable inputs of a sample move at once, along random directions; a module's parameters have gradients. An entry's verdict is the worst of its
+All differentiable inputs of a sample move at once, along random directions; parameters have gradients. An entry's verdict is the worst of its
 samples'. The exit status isn't 0 if anything is wrong, or unsupported without being listed as such below.
 """
 
@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch_modules import modules
 
 import taylorderiv
+from torch_modules import modules
 
 # Entries that some sample of raises NotImplementedError for, and why.
 UNSUPPORTED: dict[str, str] = {

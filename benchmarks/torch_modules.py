@@ -157,5 +157,3 @@ NO_LAYERS = frozenset(
     "Container LinearCrossEntropyOptions Module ModuleDict ModuleList NLLLoss2d ParameterDict ParameterList RNNBase"
     " RNNCellBase Sequential SyncBatchNorm".split()
 )
-
-

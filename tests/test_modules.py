@@ -12,10 +12,10 @@ import pytest
 import torch
 from agreement import rand
 from torch import nn
-from torch_modules import LAYERS, NO_LAYERS
 
 from taylorderiv import derivatives
 from taylorderiv.testing import check
+from torch_modules import LAYERS, NO_LAYERS
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
 

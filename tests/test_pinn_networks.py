@@ -254,7 +254,9 @@ def test_separable_network_on_a_grid() -> None:
 
 
 @pytest.mark.skipif(build_info()["backend"] == "reference", reason="the reference backend fuses nothing")
-@pytest.mark.parametrize("network", [Fourier, ModifiedMLP, Residual, PirateNet, Separable, HardBoundary, Grid, Hash, Factorized])
+@pytest.mark.parametrize(
+    "network", [Fourier, ModifiedMLP, Residual, PirateNet, Separable, HardBoundary, Grid, Hash, Factorized]
+)
 def test_layers_stay_fused(network: Callable[[], nn.Module]) -> None:
     """Every product with a trainable weight is in a chain."""
     model, x = made(network)

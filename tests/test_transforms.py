@@ -1,5 +1,4 @@
-"""A PINN's loss through what PyTorch does with a loss: torch.func over its parameters, compiled steps, export, scaled
-gradients, loaders, copies, threads, other optimizers.
+"""A PINN's loss through what PyTorch does with a loss: torch.func, compiled steps, export, threads, optimizers.
 
 torch.func and torch.compile of derivatives themselves, checkpointing and inference mode are in test_api.py; CUDA graphs
 in test_cuda.py.
@@ -61,8 +60,10 @@ def test_hessian_of_a_loss_by_torch_func() -> None:
     model.net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1, bias=False)).double()
     loss, parameters = functional(model, points(5).double())
     hessian = torch.func.hessian(loss)(parameters)
-    rows = [torch.cat([hessian[i][j].flatten(p.ndim).flatten(0, p.ndim - 1) for j in parameters], 1)
-            for i, p in parameters.items()]
+    rows = [
+        torch.cat([hessian[i][j].flatten(p.ndim).flatten(0, p.ndim - 1) for j in parameters], 1)
+        for i, p in parameters.items()
+    ]
     vectors = {name: torch.randn_like(p) for name, p in parameters.items()}
     leaves = [p.requires_grad_() for p in parameters.values()]
     gradients = torch.autograd.grad(loss(parameters), leaves, create_graph=True)
@@ -288,8 +289,7 @@ def test_losses_of_several_threads() -> None:
     results: list[tuple[int, Tensor]] = []
 
     def work(i: int) -> None:
-        for _ in range(10):
-            results.append((i, gradient(batches[i])))
+        results.extend((i, gradient(batches[i])) for _ in range(10))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:

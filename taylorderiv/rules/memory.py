@@ -32,9 +32,7 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def indices_at(
-    tensor: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
-) -> Tensor:
+def indices_at(tensor: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
     """Which elements of a tensor ``tensor.as_strided(size, stride, storage_offset)`` takes.
 
     Returns:
@@ -106,9 +104,7 @@ def _memory(name: str, input: Any, storage_offset: int | None) -> Tensor:
 
 
 @register("as_strided", "as_strided_copy")
-def _as_strided(
-    input: AnyJet, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
-) -> AnyJet:
+def _as_strided(input: AnyJet, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> AnyJet:
     memory = _memory("as_strided", input, storage_offset)
     indices = indices_at(memory, size, stride, storage_offset).to(input.device)
     if not (indices < 0).any():
