@@ -5,8 +5,8 @@
     python benchmarks/coverage.py --ops linalg.qr  # some entries;  --complex: in complex128
     python benchmarks/coverage.py --modules        # the layers of torch.nn, each in training and in evaluation mode
 
-All differentiable inputs of a sample move at once, along random directions; parameters have gradients. An entry's verdict is the worst of its
-samples'. The exit status isn't 0 if anything is wrong, or unsupported without being listed as such below.
+All differentiable inputs of a sample move at once, along random directions; parameters have gradients. An entry's verdict is
+the worst of its samples'. The exit status isn't 0 if anything is wrong, or unsupported without being listed as such below.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def manages(method: Method, f: Function, inputs: Sequence[Tensor], directions: S
 def judge(entry: Any, sample: Any, order: int) -> tuple[str, str]:
     """The verdict on one sample, and what there's to say about it."""
     f, inputs = as_function(entry, sample, entry.op)
-    parameters = list(sample.input.parameters()) if isinstance(sample.input, torch.nn.Module) else []
+    parameters: list[Tensor] = list(sample.input.parameters()) if isinstance(sample.input, torch.nn.Module) else []
     if not inputs:
         return "matched", "nothing to differentiate"
     generator = torch.Generator().manual_seed(2)
