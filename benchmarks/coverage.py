@@ -5,8 +5,9 @@
     python benchmarks/coverage.py --ops linalg.qr  # some entries;  --complex: in complex128
     python benchmarks/coverage.py --modules        # the layers of torch.nn, each in training and in evaluation mode
 
-All differentiable inputs of a sample move at once, along random directions; parameters have gradients. An entry's verdict is
-the worst of its samples'. The exit status isn't 0 if anything is wrong, or unsupported without being listed as such below.
+All differentiable inputs of a sample move at once, along random directions; parameters have gradients. An entry's
+verdict is the worst of its samples'. The exit status isn't 0 if anything is wrong, or unsupported without being listed
+as such below.
 """
 
 from __future__ import annotations

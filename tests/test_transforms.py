@@ -333,7 +333,7 @@ def test_hooks_may_replace_arguments_and_results() -> None:
     expected = model(x)
     handles = [
         model.net.register_forward_pre_hook(lambda module, args: (args[0] * 2,)),
-        model.net.register_forward_hook(lambda module, args, output: 3 * output),  # pyright: ignore,
+        model.net.register_forward_hook(lambda module, args, output: 3 * output),  # pyright: ignore
     ]
     got = model(x)
     for handle in handles:
