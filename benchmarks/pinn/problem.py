@@ -41,6 +41,22 @@ class Problem:
         """Weights and biases in turn."""
         return [array for layer in zip(self.weights, self.biases, strict=True) for array in layer]
 
+    def astype(self, dtype: str) -> Problem:
+        """In another dtype."""
+
+        def cast(array: np.ndarray) -> np.ndarray:
+            return array.astype(dtype)
+
+        return dataclasses.replace(
+            self,
+            case=dataclasses.replace(self.case, dtype=dtype),
+            weights=list(map(cast, self.weights)),
+            biases=list(map(cast, self.biases)),
+            points=cast(self.points),
+            source=cast(self.source),
+            random=None if self.random is None else cast(self.random),
+        )
+
     def save(self, path: Path) -> None:
         """Write everything but the case; the file is there complete or not at all."""
         arrays: dict[str, Any] = {f"parameter{i}": array for i, array in enumerate(self.parameters)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from pinn.cases import Case
 from pinn.claims import CLAIMS, Claim
-from pinn.competitors import COMPETITORS, FLOOR, OURS
+from pinn.competitors import COMPETITORS, FLOOR, OURS, SINGLE, YARDSTICKS
 from pinn.plots import draw
 from pinn.results import OK, Results, Row
 
@@ -80,7 +79,7 @@ def _table(rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _rivals(results: Results) -> list[str]:
     """Competitors to compare with that were timed in any case."""
-    timed = {row.competitor for row in results if row.times} - {OURS, FLOOR}
+    timed = {row.competitor for row in results if row.times} - {OURS, *YARDSTICKS}
     return [name for name in COMPETITORS if name in timed]
 
 
@@ -133,9 +132,9 @@ def _mebibytes(row: Row | None) -> str:
 def _double_rows(results: Results) -> Iterable[Sequence[str]]:
     yield ["case", "float32, ms", "float64, ms", "quotient"]
     for case in _cases_of_ours(results):
-        single, double = results.seconds(case, OURS), results.seconds(dataclasses.replace(case, dtype="float64"), OURS)
-        if case.dtype == "float32" and single and double:
-            label = case.label.replace(", float32", "")
+        single, double = results.seconds(case, SINGLE), results.seconds(case, OURS)
+        if single and double:
+            label = case.label.replace(f", {case.dtype}", "")
             yield [label, _milliseconds(single), _milliseconds(double), f"{double / single:.2f}"]
 
 

@@ -62,7 +62,7 @@ class Session:
         self.step = competitor.build(problem)
         loss, gradients = self.step()
         preparation = time.perf_counter() - start
-        errors = {} if competitor.role == "bound" else _errors(problem, loss, gradients)
+        errors = {} if competitor.role == "yardstick" else _errors(problem, loss, gradients)
         if competitor.role == "exact" and (worst := max(errors.values())) > TOLERANCE[problem.case.dtype]:
             raise DisagreementError(f"disagrees with the reference by {worst:.1e}")
         start = time.perf_counter()

@@ -30,7 +30,7 @@ class Competitor:
         module: in this package.
         applies: whether a workload is of its kind; whether it can do it, it must say itself.
         role: whether it computes the loss and its gradient exactly, or approximately (then only its error is of
-            interest), or is a bound on the time and computes nothing.
+            interest), or is a yardstick, whose time is wanted and whose result isn't checked.
         option: passed to ``build``, where a module serves several competitors.
     """
 
@@ -38,7 +38,7 @@ class Competitor:
     title: str
     module: str
     applies: Callable[[Workload], bool] = lambda workload: True
-    role: Literal["exact", "approximate", "bound"] = "exact"
+    role: Literal["exact", "approximate", "yardstick"] = "exact"
     option: str | None = None
 
     def load(self) -> ModuleType:
@@ -67,10 +67,21 @@ def operator_only(workload: Workload) -> bool:
 
 OURS = "taylorderiv"
 FLOOR = "floor"
+SINGLE = "taylorderiv-float32"
+YARDSTICKS = (FLOOR, SINGLE)
 
 _ALL = (
     Competitor(OURS, "taylorderiv", "taylorderiv_jets"),
-    Competitor(FLOOR, "floor: the matrix products alone", "floor", role="bound"),
+    Competitor(FLOOR, "floor: the matrix products alone", "floor", role="yardstick"),
+    # In float64 cases that a claim is about: machines change their speed from case to case.
+    Competitor(
+        SINGLE,
+        "taylorderiv in float32",
+        "taylorderiv_jets",
+        applies=lambda workload: False,
+        role="yardstick",
+        option="float32",
+    ),
     Competitor("nested-autograd", "nested autograd.grad", "nested_autograd"),
     Competitor("nested-jvp", "nested torch.func.jvp", "nested_jvp"),
     Competitor("compiled", "hand-written jets, torch.compile", "handwritten"),

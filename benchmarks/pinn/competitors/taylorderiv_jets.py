@@ -18,6 +18,8 @@ OPERATORS = {"laplacian": td.laplacian, "bilaplacian": td.bilaplacian}
 
 
 def build(problem: Problem, option: str = "collapsed") -> Step:
+    if option == "float32":
+        problem = problem.astype(option)
     workload = problem.case.workload
     model, points = network(problem), torch.from_numpy(problem.points)
     names = _second_derivatives(workload.dimension) if option == "uncollapsed" else workload.partials
