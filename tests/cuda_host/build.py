@@ -15,6 +15,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
+FOLDER = HERE.parents[1] / "build" / "cuda_host"
 SOURCES = (*sorted(HERE.glob("*.cpp")), *sorted(CSRC.glob("cuda/*.cu")))
 HEADERS = (*HERE.glob("*.h"), *CSRC.glob("*.h"), *CSRC.glob("cuda/*.h"), *CSRC.glob("cuda/*.cuh"))
 
@@ -35,25 +36,31 @@ def load() -> ctypes.CDLL:
         subprocess.CalledProcessError: it doesn't compile.
     """
     parts = [*FLAGS, torch.__version__, *(path.read_text() for path in (*SOURCES, *HEADERS))]
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    folder = HERE.parents[1] / "build" / "cuda_host"
-    library = folder / f"{key}.so"
+    library = FOLDER / f"{_key(*parts)}.so"
     if not library.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _build(folder, library)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        _build(library)
     torch.ops.load_library(library)
     loaded = ctypes.CDLL(str(library))
     loaded.kernels.restype = loaded.launched.restype = loaded.entered.restype = ctypes.c_char_p
     return loaded
 
 
-def _build(folder: Path, library: Path) -> None:
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _build(library: Path) -> None:
     command = [str(compiler()), *FLAGS, f"-I{HERE}", *(f"-I{path}" for path in include_paths())]
 
     def compiled(source: Path) -> Path:
-        target = folder / f"{source.name}.o"
-        subprocess.run([*command, "-x", "c++", "-c", source, "-o", target], check=True)
+        # Objects carry the name of what the compiler sees, so that only those are compiled again whose source changed.
+        text = subprocess.run([*command, "-x", "c++", "-E", source], check=True, stdout=subprocess.PIPE).stdout
+        target = FOLDER / f"{source.name}.{_key(*command, text.decode())}.o"
+        if not target.exists():
+            unfinished = target.with_suffix(".unfinished")
+            subprocess.run([*command, "-x", "c++", "-c", source, "-o", unfinished], check=True)
+            unfinished.rename(target)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -62,3 +69,5 @@ def _build(folder: Path, library: Path) -> None:
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
     subprocess.run([str(compiler()), "-shared", "-Wl,-Bsymbolic", *objects, *libraries, "-o", unfinished], check=True)
     unfinished.rename(library)
+    for path in set(FOLDER.iterdir()) - {library, *objects}:
+        path.unlink()
