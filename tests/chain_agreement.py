@@ -129,9 +129,11 @@ def op_agrees(chains: Chains, op: str, layout: Layout, dtype: torch.dtype) -> No
     assert_close(chains(inputs), CPU_CHAINS(inputs.to(torch.float64)), tolerance, (op, layout, dtype))
 
 
-def not_finite_agrees(chains: Chains, op: str, value: float, dtype: torch.dtype) -> None:
+def not_finite_agrees(
+    chains: Chains, op: str, value: float, dtype: torch.dtype, *, layout: Layout = ORDER_2, points: int = 4
+) -> None:
     """Fail unless a weight that isn't finite leads to infinities and NaNs where the CPU has them."""
-    inputs = random_inputs(Case((2, 3, 18, 1), (op, op, ""), Layout((2,)), 4), dtype)
+    inputs = random_inputs(Case((2, 3, 18, 1), (op, op, ""), layout, points), dtype)
     inputs.weights[0][0, 0] = value
     for n, (a, e) in enumerate(zip(chains(inputs), CPU_CHAINS(inputs), strict=True)):
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
@@ -152,4 +154,17 @@ SHAPES = (
     Case((2, 40, 40, 1), ("tanh", "sin", ""), Layout((2,) * 40), 2),
     Case((1, 8, 1), ("elu", ""), Layout((12, 3)), 3),
     Case((2, 8, 1), ("tanh", ""), Layout((2,)), 0),
+)
+
+# Enough points for the kernels that keep jets in registers, on a device of few multiprocessors: every layout and op
+# that has such code (csrc/cuda/fixed_layouts.h), layers of one to several fragments, a last tile that isn't full.
+FIXED_SHAPES = (
+    Case((1, 24, 24, 1), ("tanh", "tanh", ""), Layout((2,)), 75),
+    Case((2, 64, 64, 64, 1), ("tanh", "tanh", "tanh", ""), Layout((2, 1)), 150),
+    Case((2, 20, 33, 3), ("sin", "silu", ""), Layout((3, 1)), 37),
+    Case((2, 64, 64, 1), ("tanh", "sin", ""), Layout((4, 1)), 70, biases="even"),
+    Case((2, 17, 48, 5), ("silu", "tanh", ""), Layout((2, 2)), 90, biases=False),
+    Case((3, 128, 40, 1), ("sin", "sin", ""), Layout((2, 2, 1)), 33),
+    Case((256, 16, 16, 16), ("tanh", "silu", ""), Layout((2, 2), (1.0, -0.5)), 64),
+    Case((2, 100, 128, 1), ("sin", "tanh", ""), Layout((4, 4, 4), (8 / 9, 8 / 9, 8 / 9)), 50),
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chain_agreement import (
     CHAIN_DTYPES,
+    FIXED_SHAPES,
     RECORD_OF,
     SHAPES,
     Case,
@@ -34,7 +35,7 @@ LITTLE_MEMORY = (2, 99 << 10)
 
 by_dtype = pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
 by_float = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-by_shape = pytest.mark.parametrize("case", SHAPES, ids=str)
+by_shape = pytest.mark.parametrize("case", [*SHAPES, *FIXED_SHAPES], ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def chains(library: ctypes.CDLL) -> Iterator[Chains]:
     library.set_device(*FEW_BLOCKS)
     yield Chains(torch.ops.taylorderiv_cuda_host)
     library.set_reversed(0)
+    library.set_early_copies(0)
 
 
 @by_dtype
@@ -55,13 +57,13 @@ def test_chains_agree(chains: Chains, case: Case, dtype: torch.dtype) -> None:
     chain_agrees(chains, case, dtype)
 
 
-@pytest.mark.parametrize("case", SHAPES[2:5], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES[2:5], *FIXED_SHAPES], ids=str)
 def test_chains_in_tf32_agree(chains: Chains, case: Case) -> None:
     chain_agrees(chains, case, torch.float32, tf32=True)
 
 
 @by_dtype
-@pytest.mark.parametrize("case", SHAPES[1:5], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES[1:5], *FIXED_SHAPES[1:4]], ids=str)
 def test_saved_layers_agree(chains: Chains, case: Case, dtype: torch.dtype) -> None:
     inputs = random_inputs(case, dtype)
     for a, b in zip(chains(inputs, save=True), chains(inputs), strict=True):
@@ -76,7 +78,7 @@ def test_other_tilings_agree(chains: Chains, library: ctypes.CDLL, case: Case, d
 
 
 @by_float
-@pytest.mark.parametrize("case", SHAPES[1:9], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES[1:9], *FIXED_SHAPES[1:5]], ids=str)
 def test_threads_in_another_order_give_the_same_bits(
     chains: Chains, library: ctypes.CDLL, case: Case, dtype: torch.dtype
 ) -> None:
@@ -89,9 +91,29 @@ def test_threads_in_another_order_give_the_same_bits(
 
 
 @by_float
+@pytest.mark.parametrize("case", [*SHAPES[3:6], *FIXED_SHAPES[1:3], FIXED_SHAPES[7]], ids=str)
+def test_copies_that_are_done_at_once_give_the_same_bits(
+    chains: Chains, library: ctypes.CDLL, case: Case, dtype: torch.dtype
+) -> None:
+    """Else weights are overwritten before they are used; that they aren't used too early is what other tests see."""
+    inputs = random_inputs(case, dtype)
+    expected = chains(inputs)
+    library.set_early_copies(1)
+    for a, e in zip(chains(inputs), expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@by_float
 @pytest.mark.parametrize("op", sorted(RECORD_OF))
 def test_every_op_agrees(chains: Chains, op: str, dtype: torch.dtype) -> None:
-    for layout in (Layout((1,)), Layout((4, 2)), Layout((5, 5), (1.0, -0.5)), Layout((10,)), Layout((11,))):
+    for layout in (
+        Layout((1,)),
+        Layout((4, 2)),
+        Layout((5, 5), (1.0, -0.5)),
+        Layout((8,)),
+        Layout((10,)),
+        Layout((11,)),
+    ):
         op_agrees(chains, op, layout, dtype)
 
 
@@ -100,6 +122,16 @@ def test_every_op_agrees(chains: Chains, op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("op", ["tanh", "exp", "relu", "sqrt", ""])
 def test_not_finite_weights(chains: Chains, op: str, value: float, dtype: torch.dtype) -> None:
     not_finite_agrees(chains, op, value, dtype)
+
+
+@by_float
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("op", ["tanh", "sin", "silu"])
+@pytest.mark.parametrize("layout", [Layout((2, 1)), Layout((2, 2), (1.0, 0.5))], ids=str)
+def test_not_finite_weights_of_jets_in_registers(
+    chains: Chains, op: str, layout: Layout, value: float, dtype: torch.dtype
+) -> None:
+    not_finite_agrees(chains, op, value, dtype, layout=layout, points=35)
 
 
 def test_no_gradient_of_the_input(chains: Chains) -> None:
@@ -216,6 +248,19 @@ def test_double_fragments(library: ctypes.CDLL) -> None:
         torch.testing.assert_close(d_parts[:, i], (d + a @ b)[place])
 
 
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("waiting", [False, True])
+def test_asynchronous_copies(library: ctypes.CDLL, waiting: bool, early: bool) -> None:
+    """Of two groups, one is waited for, or none: what hasn't been is there only on hardware that was fast."""
+    numbers = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    seen = torch.zeros(2, dtype=torch.float64)
+    library.set_early_copies(early)
+    library.copy_in_two_groups(pointer(numbers), pointer(seen), waiting)
+    library.set_early_copies(0)
+    assert seen.isnan().tolist() == [not (early or waiting), not early]
+    assert torch.equal(seen[~seen.isnan()], numbers[~seen.isnan()])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it is run
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,9 +271,21 @@ NUMBERS = ("float", "double")
 UNROLLED_OPS = re.findall(r"X\((\w+)\)", (build.CSRC / "cuda" / "chain_ops.h").read_text().partition("define")[2])
 
 
+FIXED_HEADER = (build.CSRC / "cuda" / "fixed_layouts.h").read_text()
+FIXED_LAYOUTS = re.findall(r"X\(([-\d, ]+)\)", FIXED_HEADER)
+FIXED_OPS = re.findall(r"X\(([A-Z]\w+)\)", FIXED_HEADER)
+
+
 def listed(text: bytes) -> str:
     """A list of functions, without namespaces."""
     return re.sub(r"taylorderiv::(?:cuda::)?", "", text.decode())
+
+
+def layout_of(signed_orders: str) -> Layout:
+    """One that fixed_layouts.h lists: the orders, negative where collapsed."""
+    orders = [int(order) for order in signed_orders.split(",")]
+    weights = tuple(float(order < 0) for order in orders)
+    return Layout(tuple(map(abs, orders)), weights if any(weights) else None)
 
 
 def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,13 +295,28 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
         for op in RECORD_OF:
             op_agrees(chains, op, Layout((2,)), dtype)
             op_agrees(chains, op, Layout((11,)), dtype)
+    few, many = (Case((2, 32, 16, width, 1), ("tanh",) * 3 + ("",)) for width in (32, 256))
     for dtype in CHAIN_DTYPES:
-        for tf32 in (False, True):
-            chain_agrees(chains, Case((2, 32, 16, 32, 1), ("tanh",) * 3 + ("",)), dtype, tf32=tf32)
-    kernels = set(re.findall(r"(\w+<.*>)\(ChainTask", listed(library.launched())))
+        for tf32 in {False, dtype == torch.float32}:
+            chain_agrees(chains, few, dtype, tf32=tf32)
+            chain_agrees(chains, many, dtype, tf32=tf32)
+            for orders in FIXED_LAYOUTS:
+                for op in ("tanh", "sin", "silu"):
+                    case = Case((2, 16, 3), (op, ""), layout_of(orders), 32)
+                    chain_agrees(chains, case, dtype, tf32=tf32)
+                    if dtype.itemsize > 2:
+                        not_finite_agrees(chains, op, float("inf"), dtype, layout=case.layout, points=32)
+    kernels = set(re.findall(r"(\w+<.*>)\(ChainTask", listed(library.launched()).replace("> >", ">>")))
     functions = listed(library.entered())
     products = set(re.findall(r"(linear|outer)\(.*\[with Arithmetic = (\S+); int tiles = (\d)", functions))
     activations = re.findall(r" P = (\w+)<(\w+)>; Number = (\w+); Orders = (\w+)", functions)
+    fixed = set(
+        re.findall(
+            r"(fixed_layer|fixed_layer_backward|fixed_activation|redo_with_care)\(.*\[with Op = (\w+);"
+            r"(?: bool backward = (\w+);)? Number = (\w+); Layout = FixedLayout<(.*?)>",
+            functions,
+        )
+    )
     with capsys.disabled():
         for kernel in sorted(kernels):
             print(f"\n{kernel}", end="")  # noqa: T201
@@ -252,15 +324,45 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
             print(f"\n{name:8} {mma:24} {tiles} tiles", end="")  # noqa: T201
         for group, count in sorted(Counter((name, number, orders) for name, _, number, orders in activations).items()):
             print(f"\nactivation {' '.join(group):36} {count:3} ops", end="")  # noqa: T201
+        for group, count in sorted(Counter((f[0], f[2], f[3], f[4]) for f in fixed).items()):
+            print(f"\n{group[0]:20} {group[1]:5} {group[2]:6} layout {group[3]:12} {count} ops", end="")  # noqa: T201
     assert kernels == {
         *(f"{name}<{number}>" for name in ("chain_forward", "chain_backward") for number in NUMBERS),
+        *(
+            f"fixed_chain_{name}<{number}, FixedLayout<{orders}>>"
+            for name in ("forward", "backward")
+            for number in NUMBERS
+            for orders in FIXED_LAYOUTS
+        ),
         *(
             f"{name}<{'double' if storage == 'double' else 'float'}, {storage}>"
             for name in ("pack_chain", "reduce_chain")
             for storage in STORAGES
         ),
     }
-    assert products == {(name, mma, tiles) for name in ("linear", "outer") for mma in MMAS for tiles in "24"}
+    assert products == {
+        *(("outer", mma, tiles) for mma in MMAS for tiles in "24"),
+        *(("linear", mma, "2") for mma in MMAS),
+        *(("linear", mma, "4") for mma in MMAS if "Tf32" in mma),  # the others take in twice as much in a step
+    }
+    assert fixed == {
+        (name, op, backward, number, orders)
+        for name, backward in (
+            ("fixed_layer", ""),
+            ("fixed_layer_backward", ""),
+            ("redo_with_care", "false"),
+            ("redo_with_care", "true"),
+        )
+        for op in FIXED_OPS
+        for number in NUMBERS
+        for orders in FIXED_LAYOUTS
+    } | {
+        ("fixed_activation", op, "", number, orders)
+        for op in FIXED_OPS
+        for number in NUMBERS
+        for orders in FIXED_LAYOUTS
+        if layout_of(orders).size > 6
+    }
     for number in NUMBERS:
         for name in ("Forward", "Backward"):
             ops = {orders: set() for orders in ("LoopOrders", "PaddedOrders")}

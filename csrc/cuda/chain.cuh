@@ -145,9 +145,11 @@ class ChainTile {
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
       const auto* const from = in_global_memory(static_cast<const decltype(scalar)*>(tensor));
       for_each_place(int(round_up(rows_, ChainTiling::row_step)), covered(columns), [&](int row, int column) {
-        const bool used = row < rows_ && column < columns;
-        in_shared_memory(to)[row * stride() + column] =
-            used ? widened(from[place(row, width) + first + column]) : Number(0);
+        Number number(0);
+        if (column < columns) {
+          with_place(row, width, [&](int64_t place) { number = widened(from[place + first + column]); });
+        }
+        in_shared_memory(to)[row * stride() + column] = number;
       });
     });
   }
@@ -155,7 +157,9 @@ class ChainTile {
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
       auto* const to = in_global_memory(static_cast<decltype(scalar)*>(tensor));
       for_each_place(rows_, columns, [&](int row, int column) {
-        narrow(in_shared_memory(from)[row * stride() + column], to[place(row, width) + first + column]);
+        with_place(row, width, [&](int64_t place) {
+          narrow(in_shared_memory(from)[row * stride() + column], to[place + first + column]);
+        });
       });
     });
   }
@@ -181,7 +185,7 @@ class ChainTile {
       // The weight's numbers for these columns are adjacent.
       multiply({h, z, stride(), rows_, packed(places.weight + int64_t(first) * covered(layer.out), layer.out), 0,
                 covered(layer.out) / 8, groups(columns), layer.out,
-                layer.bias == nullptr || first > 0 ? nullptr : numbers() + places.bias, points_, first > 0});
+                layer.bias == nullptr || first > 0 ? nullptr : numbers() + places.bias, pitch_, first > 0, ring()});
       __syncthreads();
     }
   }
@@ -218,7 +222,7 @@ class ChainTile {
     const CudaChainLayer& layer = task_.layer[i];
     const int columns = part(layer.in, first);
     multiply({gradient, out, stride(), rows_, packed(task_.places[i].transposed, layer.in), first / 8,
-              covered(columns) / 8, groups(layer.out), columns, nullptr, 0, false});
+              covered(columns) / 8, groups(layer.out), columns, nullptr, 0, false, ring()});
   }
 
   // Of the columns from `first` on, how many there are in a part.
@@ -226,12 +230,13 @@ class ChainTile {
     return columns - first < part_columns ? columns - first : part_columns;
   }
 
- private:
+ protected:
   __device__ void measure() {
     begin_ = tile_ * task_.tiling.points;
     const int64_t left = task_.points - begin_;
     points_ = left < task_.tiling.points ? int(left) : task_.tiling.points;
-    rows_ = points_ * task_.coefficients;
+    pitch_ = task_.tiling.whole ? task_.tiling.points : points_;
+    rows_ = pitch_ * task_.coefficients;
   }
   __device__ int stride() const { return task_.tiling.stride; }
   __device__ static int groups(int columns) { return covered(columns) / Slot<Number>::group; }
@@ -241,10 +246,17 @@ class ChainTile {
     return {reinterpret_cast<const Slot<Number>*>(numbers() + at), covered(rows) / 8};
   }
 
-  // Where the tile's row starts in a tensor (C, points, width).
-  __device__ int64_t place(int row, int width) const {
-    const int coefficient = row / points_;
-    return (coefficient * task_.points + begin_ + (row - coefficient * points_)) * width;
+  // This thread's memory for copies of weights.
+  __device__ Slot<Number>* ring() const {
+    void* const rings = static_cast<char*>(shared_memory()) + task_.tiling.ring_offset;
+    return static_cast<Slot<Number>*>(rings) + threadIdx.x / 32 * (32 * ChainTiling::ring_slots) + lane();
+  }
+
+  // f(place) if the tile's row is in use, where it starts in a tensor (C, points, width).
+  template <class F>
+  __device__ void with_place(int row, int width, const F& f) const {
+    const int coefficient = row / pitch_, point = row - coefficient * pitch_;
+    if (row < rows_ && point < points_) f((coefficient * task_.points + begin_ + point) * width);
   }
 
   __device__ Number* image(int i) const {
@@ -267,34 +279,31 @@ class ChainTile {
   }
 
   __device__ void multiply(const LinearTask<Number>& task) const {
-    with_mma(task.tiles, [&](auto mma, auto tiles) { linear<decltype(mma), decltype(tiles)::value>(task); });
+    const int blocks = int(round_up(task.rows, ChainTiling::row_step)) / ChainTiling::row_step;
+    with_arithmetic<Number>(task_.arithmetic, [&](auto arithmetic) {
+      using A = decltype(arithmetic);
+      if constexpr (A::groups == 1) {  // else the ring is too small
+        if (four_at_a_time(task.tiles, blocks)) return linear<A, 4>(task);
+      }
+      linear<A, 2>(task);
+    });
   }
   __device__ void multiply_transposed(const OuterTask<Number>& task) const {
-    with_mma(task.b_tiles, [&](auto mma, auto tiles) { outer<decltype(mma), decltype(tiles)::value>(task); });
+    const int blocks = int(round_up(task.a_columns, ChainTiling::row_step)) / ChainTiling::row_step;
+    with_arithmetic<Number>(task_.arithmetic, [&](auto arithmetic) {
+      using A = decltype(arithmetic);
+      four_at_a_time(task.b_tiles, blocks) ? outer<A, 4>(task) : outer<A, 2>(task);
+    });
   }
-  // f(mma, tiles) with as many tiles at a time as divide the number of tiles.
-  template <class F>
-  __device__ void with_mma(int tiles, const F& f) const {
-    const auto with_tiles = [&](auto mma) { tiles % 4 == 0 ? f(mma, Const<4>{}) : f(mma, Const<2>{}); };
-    if constexpr (std::is_same_v<Number, double>) {
-      with_tiles(DoubleMma{});
-    } else {
-      switch (task_.arithmetic) {
-        case ChainArithmetic::tf32:
-          return with_tiles(Tf32Mma{});
-        case ChainArithmetic::f16:
-          return with_tiles(HalfMma<__half>{});
-        case ChainArithmetic::bf16:
-          return with_tiles(HalfMma<__nv_bfloat16>{});
-        default:
-          return with_tiles(SplitTf32Mma{});
-      }
-    }
+  // Whether four columns' tiles at once divide the tiles, and leave work for every warp.
+  __device__ static bool four_at_a_time(int tiles, int blocks) {
+    return tiles % 4 == 0 && blocks * (tiles / 4) >= int(blockDim.x / 32);
   }
 
   const ChainTask& task_;
   int64_t tile_, begin_;
   int points_, rows_;
+  int pitch_;  // rows from coefficient to coefficient: points, of which the first points_ are in use
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -129,13 +129,33 @@ CudaDevice describe(int device, Errors& check) {
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
+// The index of the layout that the chain's jets have, if there is code to keep them in registers from its first layer
+// to its last, which has no activation; or -1.
+int fixed_layout(const CudaChain& chain) {
+#define TD_CASE(Op) || op == Place::Op
+  const auto is_fixed = [](int op) { return false TD_FIXED_OPS(TD_CASE); };
+#undef TD_CASE
+  const int last = chain.layers - 1;
+  if (last == 0 || chain.layer[last].op >= 0 || chain.layer[0].in > part_columns) return -1;
+  for (int i = 0; i < last; ++i) {
+    if (!is_fixed(chain.layer[i].op)) return -1;
+  }
+  return fixed_layout_index(chain.layout);
+}
+
 ChainTask plan(const CudaChain& chain, bool backward, const CudaDevice& device) {
   int widest = 1;
   for (int i = 0; i < chain.layers; ++i) {
     widest = std::max({widest, std::min(chain.layer[i].in, part_columns), chain.layer[i].out});
   }
   const int bytes = chain.arithmetic == ChainArithmetic::f64 ? sizeof(double) : sizeof(float);
-  return {chain, ChainTiling(chain.coefficients, widest, bytes, backward, chain.points, device), backward};
+  const int fixed = fixed_layout(chain);
+  // Fewer points are better off with a few on each multiprocessor.
+  if (fixed >= 0 && chain.points >= 16 * int64_t(device.multiprocessors)) {
+    const auto tiling = ChainTiling::whole_tiles(chain.coefficients, widest, bytes, backward, device);
+    if (tiling.points > 0) return {chain, tiling, fixed, backward};
+  }
+  return {chain, ChainTiling(chain.coefficients, widest, bytes, backward, chain.points, device), -1, backward};
 }
 
 template <class Number, class S>
@@ -146,11 +166,12 @@ struct Start {
 
   const char* operator()(bool backward) const {
     Errors check;
-    // What the forward pass saves, it saves for the backward pass's tiles.
-    ChainTask task = plan(chain, backward || chain.saved != nullptr, describe(device, check));
+    const CudaDevice properties = describe(device, check);
     if (check.message() != nullptr) return check.message();
+    // What the forward pass saves, it saves for the backward pass's tiles.
+    ChainTask task = plan(chain, backward || chain.saved != nullptr, properties);
     if (task.tiling.points == 0) return "the layers don't fit into its shared memory";
-    const ChainKernel kernel = backward ? chain_kernel<Number, true>() : chain_kernel<Number, false>();
+    const ChainKernel kernel = backward ? this->kernel<true>(task) : this->kernel<false>(task);
     int64_t scratch_bytes = 0;  // of a thread
     for (int i = 0; i < chain.layers; ++i) {
       task.loops[i] = !is_unrolled(chain.layer[i].op, chain.order);
@@ -163,7 +184,7 @@ struct Start {
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, reinterpret_cast<const void*>(kernel), threads,
                                                         shared_bytes));
     if (check.message() != nullptr) return check.message();
-    const int most_blocks = std::max(resident, 1) * describe(device, check).multiprocessors;
+    const int most_blocks = std::max(resident, 1) * properties.multiprocessors;
     const int blocks = int(std::min<int64_t>(task.tiles, most_blocks));
     const auto numbers = [](int64_t count) { return round_up(count * int64_t(sizeof(Number)), 256); };
     const int64_t packed_bytes = numbers(task.packed_numbers);
@@ -185,6 +206,12 @@ struct Start {
   }
 
  private:
+  template <bool backward>
+  static ChainKernel kernel(const ChainTask& task) {
+    return task.fixed_layout < 0 ? chain_kernel<Number, backward>()
+                                 : fixed_chain_kernel<Number, backward>(task.fixed_layout);
+  }
+
   // Series of the op with most of them, in the widest number.
   static int64_t loop_scratch_bytes(int order) {
     int aux = 0;
@@ -227,7 +254,9 @@ namespace taylorderiv {
 
 int64_t chain_saved(const CudaChain& chain, int device) {
   Errors check;
-  const ChainTask task = plan(chain, true, describe(device, check));
+  const CudaDevice properties = describe(device, check);
+  if (check.message() != nullptr) return -1;  // the start says why
+  const ChainTask task = plan(chain, true, properties);
   return task.tiling.points == 0 ? -1 : task.tiles * task.images * task.tiling.buffer;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chain.h"
+#include "fixed_layouts.h"
 
 namespace taylorderiv {
 
@@ -25,11 +26,13 @@ struct ChainTask : CudaChain {
   int64_t sums;            // numbers of a block's sums
   int64_t block_numbers;   // these, and its images unless the forward pass saved them
   ChainPlaces places[capacity];
+  int fixed_layout;  // index of its layout, if that and the ops have code in fixed_chain.cuh, or -1
+  double direction_weights[most_fixed_directions];  // of the fixed layout's directions
   bool loops[capacity];  // whether a layer's activation has no unrolled code: it then needs the scratch memory
   void *packed, *blocks, *scratch;  // global memory
 
-  ChainTask(const CudaChain& chain, const ChainTiling& tiling_, bool backward)
-      : CudaChain(chain), tiling(tiling_), packed_numbers(0), sums(0) {
+  ChainTask(const CudaChain& chain, const ChainTiling& tiling_, int fixed_layout_, bool backward)
+      : CudaChain(chain), tiling(tiling_), packed_numbers(0), sums(0), fixed_layout(fixed_layout_) {
     tiles = tiling.points == 0 ? 0 : (points + tiling.points - 1) / tiling.points;
     images = layer[layers - 1].op < 0 ? layers - 1 : layers;
     for (int i = 0; i < layers; ++i) {
@@ -45,13 +48,20 @@ struct ChainTask : CudaChain {
       sums += out;
     }
     block_numbers = sums + (saved == nullptr ? images * tiling.buffer : 0);
+    if (fixed_layout >= 0) {
+      for (int i = 0, r = 0; i < layout.runs(); ++i) {
+        for (int left = layout.length(i); left > 0; --left) direction_weights[r++] = layout.weight(i);
+      }
+    }
   }
 };
 
 using ChainKernel = void (*)(ChainTask);
 
-// The kernel for a number type, float or double.
+// The kernel for a number type, float or double; and for a fixed layout, by its index.
 template <class Number, bool backward>
 ChainKernel chain_kernel();
+template <class Number, bool backward>
+ChainKernel fixed_chain_kernel(int layout);
 
 }  // namespace taylorderiv

@@ -1,5 +1,6 @@
-// The instructions of a warp's matrix units: d += a b, each thread holding its part of the fragments. See "Matrix
-// Fragments for mma" in the PTX manual for who holds what; mma.cuh relies on it.
+// Instructions that C++ has no words for. Those of a warp's matrix units: d += a b, each thread holding its part of the
+// fragments; see "Matrix Fragments for mma" in the PTX manual for who holds what; mma.cuh relies on it. Copies to
+// shared memory that go on while the thread does something else.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -70,6 +71,19 @@ template <class T>
 __device__ __forceinline__ T* in_global_memory(T* p) {
   __builtin_assume(__isGlobal(p));
   return p;
+}
+
+// Starts to copy 8 bytes; a thread's copies are in groups, which it closes, and of which all but the last few are done
+// when it has waited for them. Nobody else may rely on that, and until then neither may it.
+__device__ __forceinline__ void copy_8_bytes_async(void* to_shared, const void* from_global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
+               "l"(__cvta_generic_to_global(from_global))
+               : "memory");
+}
+__device__ __forceinline__ void close_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int groups_still_on_their_way>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups_still_on_their_way) : "memory");
 }
 
 // The block's shared memory, as much as the launch asks for.

@@ -49,8 +49,8 @@ template <class Number>
 struct PackedOperand {
   const Slot<Number>* p;
   int tiles;  // of 8 rows
-  __device__ __forceinline__ Slot<Number> slot(int r, int g) const {
-    return in_global_memory(p)[(int64_t(g) * tiles + r / 8) * 32 + lane()];
+  __device__ __forceinline__ const Slot<Number>* place(int r, int g) const {
+    return in_global_memory(p) + (int64_t(g) * tiles + r / 8) * 32 + lane();
   }
   __device__ __forceinline__ Number number(int r, int k) const {
     using S = Slot<Number>;
@@ -59,13 +59,105 @@ struct PackedOperand {
   }
 };
 
-// Sums of 32 rows and 8 * tiles columns.
-template <class Arithmetic, int tiles>
-struct Sums {
-  static constexpr int row_tiles = ChainTiling::row_step / Arithmetic::rows;
-  typename Arithmetic::Number of[row_tiles][tiles][Arithmetic::sums];
+// How a warp reads its right operand, of 8 * tiles columns from `column` on, step by step along the summation index. A
+// step is as many groups as one multiplication takes; take() has those of the next one in `slots`.
 
-  // f(sum, row, column), relative to the block, for each of them that this thread holds.
+// From shared memory, a step ahead of its use.
+template <class Arithmetic, int tiles>
+class StepsOfColumns {
+  using Number = typename Arithmetic::Number;
+
+ public:
+  __device__ __forceinline__ StepsOfColumns(const ColumnOperand<Number>& b, int column, int groups)
+      : b_(b), column_(column), left_(groups) {
+    read();
+  }
+  __device__ __forceinline__ void take(Slot<Number> (&slots)[tiles][Arithmetic::groups]) {
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+      for (int group = 0; group < Arithmetic::groups; ++group) slots[j][group] = next_[j][group];
+    }
+    at_ += Arithmetic::groups;
+    left_ -= Arithmetic::groups;
+    if (left_ > 0) read();
+  }
+
+ private:
+  __device__ __forceinline__ void read() {
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+      for (int group = 0; group < Arithmetic::groups; ++group) next_[j][group] = b_.slot(column_ + j * 8, at_ + group);
+    }
+  }
+  const ColumnOperand<Number> b_;
+  const int column_;
+  int at_ = 0, left_;
+  Slot<Number> next_[tiles][Arithmetic::groups];
+};
+
+// Packed weights by way of shared memory, several steps ahead: they may come from far away. Each thread copies what
+// itself will read, so that nobody waits for another. `ring` is the thread's own memory: of the warp's, every 32nd
+// slot.
+template <class Arithmetic, int tiles>
+class StagedSteps {
+  using Number = typename Arithmetic::Number;
+  using S = Slot<Number>;
+  static constexpr int step = tiles * Arithmetic::groups, steps = ChainTiling::ring_slots / step;
+  static_assert(steps >= 2 && steps * step == ChainTiling::ring_slots);
+
+ public:
+  __device__ __forceinline__ StagedSteps(S* ring, const PackedOperand<Number>& b, int column, int groups)
+      : ring_(in_shared_memory(ring)), from_(b.place(column, 0)), group_(b.tiles * 32), left_(groups) {
+#pragma unroll
+    for (int i = 0; i < steps - 1; ++i) copy(i);
+  }
+  __device__ __forceinline__ void take(S (&slots)[tiles][Arithmetic::groups]) {
+    wait_for_copies<steps - 2>();
+    const S* const at = ring_ + at_ * step * 32;
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+      for (int group = 0; group < Arithmetic::groups; ++group) {
+        slots[j][group] = at[(j * Arithmetic::groups + group) * 32];
+      }
+    }
+    copy((at_ + steps - 1) % steps);  // to where the step before this one was
+    at_ = (at_ + 1) % steps;
+  }
+
+ private:
+  __device__ __forceinline__ void copy(int to_step) {
+    S* const to = ring_ + to_step * step * 32;
+    if (left_ > 0) {
+#pragma unroll
+      for (int group = 0; group < Arithmetic::groups; ++group) {
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+          copy_8_bytes_async(to + (j * Arithmetic::groups + group) * 32, from_ + j * 32);
+        }
+        from_ += group_;
+      }
+      left_ -= Arithmetic::groups;
+    }
+    close_group_of_copies();  // an empty one, too: the wait counts them
+  }
+  S* const ring_;
+  const S* from_;
+  const int group_;  // slots from one to the next
+  int at_ = 0, left_;
+};
+
+// Sums of 16 * row_tiles rows and 8 * tiles columns, `pitch` rows from one tile of rows to the next.
+template <class Number, int row_tiles_, int tiles>
+struct Sums {
+  using M = Mma<Number>;
+  static constexpr int row_tiles = row_tiles_;
+  Number of[row_tiles][tiles][M::sums];
+  int pitch;
+
+  // f(sum, row, column), relative to the first ones, for each of them that this thread holds.
   template <class F>
   __device__ __forceinline__ void for_each(const F& f) {
 #pragma unroll
@@ -73,56 +165,59 @@ struct Sums {
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < Arithmetic::sums; ++e)
-          f(of[i][j][e], i * Arithmetic::rows + Arithmetic::row(e), j * 8 + Arithmetic::column(e));
+        for (int e = 0; e < M::sums; ++e) f(of[i][j][e], i * pitch + M::row(e), j * 8 + M::column(e));
       }
     }
   }
 
-  // Adds products of rows row.. of a by rows column.. of b, over the first `groups` groups of the summation index.
-  template <class A, class B>
-  __device__ __forceinline__ void add_product(const A& a, int row, const B& b, int column, int groups) {
-    __syncwarp();                                                       // repair() may have parted the warp's threads
-    Slot<typename Arithmetic::Number> next[tiles][Arithmetic::groups];  // of b, read one step ahead: it may be far away
-    const auto read = [&](int g) {
-#pragma unroll
-      for (int j = 0; j < tiles; ++j) {
-#pragma unroll
-        for (int group = 0; group < Arithmetic::groups; ++group) next[j][group] = b.slot(column + j * 8, g + group);
-      }
-    };
-    read(0);
+  // Adds products of rows row.. of a by the right operand that `steps` reads, over the first `groups` groups of the
+  // summation index.
+  template <class Arithmetic, class A, class Steps>
+  __device__ __forceinline__ void add_product(const A& a, int row, Steps steps, int groups) {
+    __syncwarp();  // repair() may have parted the warp's threads
 #pragma unroll 1
     for (int g = 0; g < groups; g += Arithmetic::groups) {
+      Slot<Number> slots[tiles][Arithmetic::groups];
+      steps.take(slots);
       typename Arithmetic::Right right[tiles];
 #pragma unroll
-      for (int j = 0; j < tiles; ++j) right[j] = Arithmetic::right([&](int group) { return next[j][group]; });
-      if (g + Arithmetic::groups < groups) read(g + Arithmetic::groups);
+      for (int j = 0; j < tiles; ++j) right[j] = Arithmetic::right([&](int group) { return slots[j][group]; });
 #pragma unroll
       for (int i = 0; i < row_tiles; ++i) {
-        const auto left =
-            Arithmetic::left([&](int r, int group) { return a.slot(row + i * Arithmetic::rows + r, g + group); });
+        const auto left = Arithmetic::left([&](int r, int group) { return a.slot(row + i * pitch + r, g + group); });
 #pragma unroll
         for (int j = 0; j < tiles; ++j) Arithmetic::multiply(of[i][j], left, right[j]);
       }
     }
   }
 
-  // The sums that aren't finite, in the first `rows` of the block, once more as float32 has them: start(row, column)
-  // plus the product.
-  template <class A, class B, class Start>
+  // The sums that aren't finite, in the first `rows`, once more as float32 has them: start, a matrix of `stride` or
+  // null, plus the product.
+  template <class A, class B>
   __device__ __forceinline__ void repair(const A& a, int row, const B& b, int column, int groups, int rows,
-                                         const Start& start) {
-    using Number = typename Arithmetic::Number;
+                                         const Number* start, int stride) {
     Number not_finite(0);
     for_each([&](Number& sum, int r, int) { not_finite += r < rows ? sum * Number(0) : Number(0); });
     if (not_finite == Number(0)) return;
-    for_each([&](Number& sum, int r, int c) {
-      if (r >= rows || sum * Number(0) == Number(0)) return;
-      sum = start(r, c);
+    Sums copy = *this;  // in memory, which is indexed there
+    repair_in_memory(copy, a, row, b, column, groups * Slot<Number>::group, rows, start, stride);
+    *this = copy;
+  }
+
+ private:
+  template <class A, class B>
+  __device__ __noinline__ static void repair_in_memory(Sums& sums, const A& a, int row, const B& b, int column,
+                                                       int depth, int rows, const Number* start, int stride) {
 #pragma unroll 1
-      for (int k = 0; k < groups * Slot<Number>::group; ++k) sum += a.number(row + r, k) * b.number(column + c, k);
-    });
+    for (int n = 0; n < row_tiles * tiles * M::sums; ++n) {
+      const int i = n / (tiles * M::sums), j = n / M::sums % tiles, e = n % M::sums;
+      const int r = i * sums.pitch + M::row(e), c = j * 8 + M::column(e);
+      Number& sum = sums.of[i][j][e];
+      if (r >= rows || sum * Number(0) == Number(0)) continue;
+      sum = start == nullptr ? Number(0) : start[r * stride + c];
+#pragma unroll 1
+      for (int k = 0; k < depth; ++k) sum += a.number(row + r, k) * b.number(column + c, k);
+    }
   }
 };
 
@@ -145,6 +240,7 @@ struct LinearTask {
   const Number* bias;             // or null
   int bias_rows;
   bool adding;
+  Slot<Number>* ring;  // this thread's, for the weight
 };
 
 template <class Arithmetic, int tiles>
@@ -162,11 +258,14 @@ __device__ __noinline__ void linear(const LinearTask<typename Arithmetic::Number
     const RowOperand<Number> a{in_shared_memory(task.a), stride};
     Number* const out = in_shared_memory(task.out) + row * stride + column;
     const auto start = [&](int r, int c) { return adding ? out[r * stride + c] : Number(0); };
-    Sums<Arithmetic, tiles> sums;
+    const int weight_row = task.first_tile * 8 + column;
+    Sums<Number, ChainTiling::row_step / Arithmetic::rows, tiles> sums;
+    sums.pitch = Arithmetic::rows;
     sums.for_each([&](Number& sum, int r, int c) { sum = start(r, c); });
-    sums.add_product(a, row, weight, task.first_tile * 8 + column, groups);
+    sums.template add_product<Arithmetic>(a, row, StagedSteps<Arithmetic, tiles>(task.ring, weight, weight_row, groups),
+                                          groups);
     if constexpr (Arithmetic::splits) {
-      sums.repair(a, row, weight, task.first_tile * 8 + column, groups, rows, start);
+      sums.repair(a, row, weight, weight_row, groups, rows, adding ? out : nullptr, stride);
     }
     if (task.bias != nullptr) {
       const Number* const bias = in_global_memory(task.bias) + column;
@@ -223,11 +322,12 @@ __device__ __noinline__ void outer(const OuterTask<typename Arithmetic::Number>&
   for (int job = threadIdx.x / 32; job < jobs; job += warps) {
     const int row = job % blocks * ChainTiling::row_step, column = job / blocks * tiles * 8;
     const ColumnOperand<Number> a{in_shared_memory(task.a), task.stride}, b{in_shared_memory(task.b), task.stride};
-    Sums<Arithmetic, tiles> sums;
+    Sums<Number, ChainTiling::row_step / Arithmetic::rows, tiles> sums;
+    sums.pitch = Arithmetic::rows;
     sums.for_each([&](Number& sum, int, int) { sum = Number(0); });
-    sums.add_product(a, row, b, column, groups);
+    sums.template add_product<Arithmetic>(a, row, StepsOfColumns<Arithmetic, tiles>(b, column, groups), groups);
     if constexpr (Arithmetic::splits) {
-      sums.repair(a, row, b, column, groups, task.a_columns - row, [](int, int) { return Number(0); });
+      sums.repair(a, row, b, column, groups, task.a_columns - row, static_cast<const Number*>(nullptr), 0);
     }
 #pragma unroll
     for (int i = 0; i < sums.row_tiles; ++i) {

@@ -13,6 +13,7 @@
 //   splits                a number is a sum of two: infinities have no such representation.
 #pragma once
 
+#include "chain.h"
 #include "intrinsics.cuh"
 #include "storage.cuh"
 
@@ -168,5 +169,24 @@ struct DoubleMma : Mma<double> {
   }
   __device__ static void multiply(double (&sum)[sums], const Left& l, const Right& r) { mma_f64(sum, l.part, r.part); }
 };
+
+// f(arithmetic) with the one of a chain whose numbers are of that type.
+template <class Number, class F>
+__device__ __forceinline__ void with_arithmetic(ChainArithmetic arithmetic, const F& f) {
+  if constexpr (std::is_same_v<Number, double>) {
+    f(DoubleMma{});
+  } else {
+    switch (arithmetic) {
+      case ChainArithmetic::tf32:
+        return f(Tf32Mma{});
+      case ChainArithmetic::f16:
+        return f(HalfMma<__half>{});
+      case ChainArithmetic::bf16:
+        return f(HalfMma<__nv_bfloat16>{});
+      default:
+        return f(SplitTf32Mma{});
+    }
+  }
+}
 
 TD_NAMESPACE_END

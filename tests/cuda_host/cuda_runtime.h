@@ -50,6 +50,7 @@ struct State {
   void (*entered)(const char* function) = nullptr;  // told of every function that says TD_TRACE
   unsigned first_block = 0;                         // blocks before this one aren't run
   bool reversed = false;                            // whether the last thread of a block is the first to run
+  bool early_copies = false;                        // whether asynchronous copies are done at once, not at the last
   cudaError_t error = cudaSuccess;                  // what launches return instead of running
   int multiprocessors = 2, shared_bytes = 227 << 10;
 };

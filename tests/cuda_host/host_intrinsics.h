@@ -17,6 +17,12 @@ struct Exchange {
 };
 const Exchange& exchange(const void* mine, int bytes);
 
+// Copies of a thread that are on their way, in groups. They are done as late as the thread's waiting allows, or, if
+// state.early_copies, at once: the hardware may do either.
+void start_copy(void* to, const void* from, int bytes);
+void close_group_of_copies();
+void wait_for_copies(int groups_still_on_their_way);
+
 }  // namespace host_run
 
 namespace taylorderiv {
@@ -26,6 +32,14 @@ uint32_t rounded_to_tf32(float x);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]);
+inline void copy_8_bytes_async(void* to_shared, const void* from_global) {
+  host_run::start_copy(to_shared, from_global, 8);
+}
+inline void close_group_of_copies() { host_run::close_group_of_copies(); }
+template <int groups_still_on_their_way>
+void wait_for_copies() {
+  host_run::wait_for_copies(groups_still_on_their_way);
+}
 inline void* shared_memory() { return host_run::shared_memory(); }
 template <class T>
 T* in_shared_memory(T* p) {

@@ -92,8 +92,9 @@ const char* entered() {
   return text.c_str();
 }
 
-// The order in which the threads of a block take turns, and the GPU that they run on.
+// The order in which the threads of a block take turns; when asynchronous copies are done; the GPU that they run on.
 void set_reversed(int reversed) { host_run::state.reversed = reversed != 0; }
+void set_early_copies(int early) { host_run::state.early_copies = early != 0; }
 void set_device(int multiprocessors, int shared_bytes) {
   host_run::state.multiprocessors = multiprocessors;
   host_run::state.shared_bytes = shared_bytes;
@@ -111,6 +112,21 @@ void multiply_fragments(int kind, const uint32_t (*a)[4], const uint32_t (*b)[2]
 void multiply_double_fragments(const double (*a)[4], const double (*b)[2], double (*d)[4]) {
   blockDim = 32;
   host_run::run_block([&] { mma_f64(d[threadIdx.x], a[threadIdx.x], b[threadIdx.x]); }, 0);
+}
+
+// A thread copies a number each in two groups, waits for all but one, or not at all, and looks.
+void copy_in_two_groups(const double* from, double* seen, int waiting) {
+  blockDim = 1;
+  host_run::run_block([&] {
+    auto* const to = static_cast<double*>(shared_memory());
+    for (int i = 0; i < 2; ++i) {
+      copy_8_bytes_async(to + i, from + i);
+      close_group_of_copies();
+    }
+    if (waiting != 0) wait_for_copies<1>();
+    std::copy(to, to + 2, seen);
+    wait_for_copies<0>();
+  }, 2 * sizeof(double));
 }
 
 // Blocks before this one are skipped.

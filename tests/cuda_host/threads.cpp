@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -22,6 +23,14 @@ namespace {
 
 enum class Waits { no, for_warp, for_block, forever };
 
+// An asynchronous copy on its way.
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  void run() const { std::memcpy(to, from, size_t(bytes)); }
+};
+
 // One thread. Switches are by setjmp and longjmp, which call no system function; a context only serves to start on a
 // stack of its own.
 struct Fiber {
@@ -31,6 +40,8 @@ struct Fiber {
   bool started = false;
   Waits waits = Waits::forever;
   int exchanges = 0;
+  std::vector<Copy> open_group;
+  std::deque<std::vector<Copy>> groups;  // closed ones
   void* stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   ~Fiber() { munmap(stack, stack_bytes); }
 };
@@ -101,6 +112,28 @@ const Exchange& exchange(const void* mine, int bytes) {
   return e;
 }
 
+void start_copy(void* to, const void* from, int bytes) {
+  const auto misaligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % size_t(bytes) != 0; };
+  if (misaligned(to) || misaligned(from)) fail("a copy that isn't aligned to its size");
+  const auto *const first = static_cast<const unsigned char*>(shared_memory()), *const at = static_cast<unsigned char*>(to);
+  if (at < first || at + bytes > shared.data() + shared.size()) fail("an asynchronous copy to elsewhere than shared memory");
+  const Copy copy{to, from, bytes};
+  state.early_copies ? copy.run() : current().open_group.push_back(copy);
+}
+
+void close_group_of_copies() {
+  Fiber& fiber = current();
+  fiber.groups.push_back(std::move(fiber.open_group));
+  fiber.open_group.clear();
+}
+
+void wait_for_copies(int groups_still_on_their_way) {
+  auto& groups = current().groups;
+  for (; groups.size() > size_t(groups_still_on_their_way); groups.pop_front()) {
+    for (const Copy& copy : groups.front()) copy.run();
+  }
+}
+
 void run_block(const std::function<void()>& thread, size_t shared_bytes) {
   constexpr size_t guard = 4096;
   constexpr unsigned char unset = 0xff;  // a NaN in every format
@@ -119,6 +152,13 @@ void run_block(const std::function<void()>& thread, size_t shared_bytes) {
     }
     if (ended == threads) break;
     if (ended != 0) fail("a thread ends while others wait for it");
+  }
+  for (unsigned i = 0; i < threads; ++i) {
+    if (!fibers[i]->open_group.empty()) fail("a copy that belongs to no group");
+    for (const auto& group : fibers[i]->groups) {
+      if (!group.empty()) fail("a copy that nobody waits for");
+    }
+    fibers[i]->groups.clear();
   }
   const auto* const end = static_cast<const unsigned char*>(shared_memory()) + shared_bytes;
   for (size_t i = 0; i < guard; ++i) {
