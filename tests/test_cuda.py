@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from chain_agreement import (
     CHAIN_DTYPES,
+    FIXED_SHAPES,
     RECORD_OF,
     SHAPES,
     Case,
@@ -38,6 +41,9 @@ pytestmark = pytest.mark.skipif(
 KERNELS = Kernels(torch.ops.taylorderiv, "cuda")
 CHAINS = Chains(torch.ops.taylorderiv, "cuda")
 OPS = torch.ops.taylorderiv
+
+# Enough points for the kernels that keep jets in registers, on a GPU of up to 250 multiprocessors.
+MANY_POINTS = [dataclasses.replace(case, points=4000 + case.points) for case in FIXED_SHAPES]
 
 by_record = pytest.mark.parametrize("record", KERNEL_RECORDS, ids=lambda record: record.id)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -113,18 +119,18 @@ def test_calls_can_be_captured_in_a_graph(order: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
-@pytest.mark.parametrize("case", [*SHAPES, Case((2, 64, 64, 1), ("tanh", "tanh", ""), points=10_001)], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, *MANY_POINTS], ids=str)
 def test_chains_agree(case: Case, dtype: torch.dtype) -> None:
     chain_agrees(CHAINS, case, dtype)
 
 
-@pytest.mark.parametrize("case", SHAPES[2:5], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES[2:5], *MANY_POINTS], ids=str)
 def test_chains_in_tf32_agree(case: Case) -> None:
     chain_agrees(CHAINS, case, torch.float32, tf32=True)
 
 
 @pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
-@pytest.mark.parametrize("case", SHAPES[2:5], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES[2:5], *MANY_POINTS[1:4]], ids=str)
 def test_saved_layers_of_a_chain_agree(case: Case, dtype: torch.dtype) -> None:
     inputs = random_inputs(case, dtype)
     for a, b in zip(CHAINS(inputs, save=True), CHAINS(inputs), strict=True):
@@ -145,11 +151,19 @@ def test_weights_of_a_chain_that_are_not_finite(op: str, value: float, dtype: to
     not_finite_agrees(CHAINS, op, value, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("op", ["tanh", "sin", "silu"])
+def test_weights_that_are_not_finite_of_jets_in_registers(op: str, value: float, dtype: torch.dtype) -> None:
+    not_finite_agrees(CHAINS, op, value, dtype, layout=Layout((2, 1)), points=4005)
+
+
 def test_chains_give_the_same_bits_every_time() -> None:
-    inputs = random_inputs(Case((2, 64, 64, 1), ("tanh", "tanh", ""), points=5000), torch.float32)
-    expected = CHAINS(inputs)
-    for _ in range(5):
-        assert all(torch.equal(a, e) for a, e in zip(CHAINS(inputs), expected, strict=True))
+    for points in (1000, 5000):
+        inputs = random_inputs(Case((2, 64, 64, 1), ("tanh", "tanh", ""), points=points), torch.float32)
+        expected = CHAINS(inputs)
+        for _ in range(5):
+            assert all(torch.equal(a, e) for a, e in zip(CHAINS(inputs), expected, strict=True))
 
 
 def test_a_training_step_can_be_captured_in_a_graph() -> None:
@@ -187,8 +201,10 @@ def test_tensors_on_two_devices() -> None:
     x = torch.rand(3, 4)
     with pytest.raises(RuntimeError, match="device"):
         OPS.cauchy(x.cuda(), x, [2], [])
-    with pytest.raises(RuntimeError, match="device"):
-        OPS.chain(x[..., None].cuda(), [torch.rand(2, 1)], [torch.empty(0)], [""], [], [2], [], False, False)
+    points, none = x[..., None].cuda(), torch.empty(0)
+    for weight, bias in ((torch.rand(2, 1), none.cuda()), (torch.rand(2, 1).cuda(), torch.rand(2))):
+        with pytest.raises(RuntimeError, match="with the dtype and device of x"):
+            OPS.chain(points, none.cuda(), [weight], [bias], [""], [], [2], [], False, False)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
