@@ -1,52 +1,108 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of less than 10 minutes: build, tests, memcheck, racecheck, timings.
+# Everything that needs a GPU, in one call of less than 10 minutes: build, tests, memcheck, racecheck, timings, profile.
 #
 #   benchmarks/gpu_check.sh
 #
-# Needs PyTorch for CUDA, nvcc, compute-sanitizer, pybind11, ninja, pytest, hypothesis and mpmath; no network. Logs, and
-# the timings as JSON, go to $OUT; a summary is printed last. Fails if any step does; the steps after it run anyway.
+# Needs PyTorch for CUDA, nvcc, ninja, pybind11 and pytest; what else is missing is named, and the steps that need it are
+# left out. No network. chain.json, elementwise.json, profile.txt, summary.txt and log.txt, all that the steps printed,
+# go to $OUT, or benchmarks/output; a summary is printed last. A step that fails doesn't keep those after it from running.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-export OUT=${OUT:-benchmarks/results}
+PYTHON=${PYTHON:-python3}
+if ! $PYTHON -c 'import torch' 2>/dev/null; then
+    echo "gpu_check: $PYTHON has no torch: name one that has with PYTHON=..."
+    exit 1
+fi
+if ! gpu=$($PYTHON -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null); then
+    echo "gpu_check: no CUDA device: torch.cuda.is_available() is False for $PYTHON"
+    exit 1
+fi
+
+export OUT=${OUT:-benchmarks/output}
+mkdir -p "$OUT"
+OUT=$(realpath "$OUT")
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda} # nvcc on the PATH may be a wrapper elsewhere
 export PATH=$CUDA_HOME/bin:$PATH
-export TAYLORDERIV_CUDA=1 PYTHONPATH=$PWD PYTHONUNBUFFERED=1
-PYTHON=${PYTHON:-python3}
-mkdir -p "$OUT"
+export TAYLORDERIV_CUDA=1 PYTHONPATH=$PWD PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$($PYTHON -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}
+export TORCH_CUDA_ARCH_LIST
 
-capability=$($PYTHON -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || exit
-export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$capability}
-workers=$($PYTHON -c 'import xdist' 2>/dev/null && echo "-n 6")
-
-summary=()
+seconds=${SECONDS_AT_MOST:-570} # for all steps
 failed=0
+summary=()
+: >"$OUT/log.txt"
 
-# step <name> <seconds at most> <command ...>
+has() { command -v "$1" >/dev/null; }
+imports() { $PYTHON -c "import $1" 2>/dev/null; }
+missing=()
+for tool in nvcc compute-sanitizer ncu ninja; do has $tool || missing+=("$tool"); done
+for module in pybind11 pytest hypothesis mpmath jax; do imports $module || missing+=("python's $module"); done
+
+note() { summary+=("$(printf '%-11s %-8s %4s s  %s' "$@")"); }
+
+# step <name> <seconds at most> <command ...>: runs it, unless there is no time left, and says how it went.
 step() {
-    local name=$1 limit=$2 start=$SECONDS result=passed
+    local name=$1 limit=$2 start=$SECONDS status result=passed
     shift 2
-    echo "== $name"
-    if ! timeout "$limit" "$@" >"$OUT/$name.log" 2>&1; then
-        result=FAILED
+    if ((SECONDS + limit > seconds)); then limit=$((seconds - SECONDS)); fi
+    if ((limit < 5)); then
+        note "$name" "left out" 0 "no time left"
         failed=1
-        tail -n 40 "$OUT/$name.log"
+        return 1
     fi
-    summary+=("$(printf '%-10s %-6s %4d s' "$name" "$result" $((SECONDS - start)))")
+    echo "== $name" | tee -a "$OUT/log.txt"
+    timeout -k 5 "$limit" "$@" >"$OUT/step.txt" 2>&1
+    status=$?
+    cat "$OUT/step.txt" >>"$OUT/log.txt"
+    ((status == 0)) || result=FAILED
+    ((status == 124 || status == 137)) && result="TOO LONG"
+    if [[ $result != passed ]]; then
+        failed=1
+        tail -n 25 "$OUT/step.txt" | cut -c1-400
+    fi
+    note "$name" "$result" $((SECONDS - start)) "$(grep -v '^ *$' "$OUT/step.txt" | tail -n 1 | cut -c1-110)"
+    [[ $result == passed ]]
 }
 
-tests="$PYTHON -m pytest -q -p no:cacheprovider tests/test_cuda.py"
-step build 300 $PYTHON setup.py build_ext --inplace
-step tests 120 $tests $workers
-elements="(unary_kernels or singular) and (sigmoid or log1p or sinc) and float32 or products or order_40"
-chains="(test_chains_agree or saved_layers) and (33x17 or 3x5x2 or 600x16)"
-step memcheck 80 compute-sanitizer --tool memcheck --error-exitcode 1 $tests -k "$elements or $chains"
-step racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 $tests -k "$chains"
-step chain 90 $PYTHON benchmarks/chain_cuda.py "$OUT/chain.json"
-step elementwise 45 $PYTHON benchmarks/elementwise_cuda.py "$OUT/elementwise.json"
+# The same if a tool is there.
+step_with() {
+    local tool=$1
+    shift
+    if has "$tool"; then
+        step "$@"
+    else
+        note "$1" "left out" 0 "no $tool"
+    fi
+}
 
-cat "$OUT/chain.log" "$OUT/elementwise.log"
-printf '\n'
-printf '%s\n' "${summary[@]}"
-tail -n 1 "$OUT/tests.log"
+workers=()
+imports xdist && workers=(-n 6)
+tests=("$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda.py)
+elements="(unary_kernels or singular) and (sigmoid or log1p or sinc) and float32 or products or order_40"
+chains="(test_chains_agree or saved_layers) and (33x17 or 3x5x2 or 600x16 or 20x33 or 17x48)"
+
+if step build 300 "$PYTHON" setup.py build_ext --inplace; then
+    # The short ones first: they say whether it works at all.
+    step tests 110 "${tests[@]}" "${workers[@]}"
+    step chain 130 "$PYTHON" benchmarks/chain_cuda.py "$OUT/chain.json" && cp "$OUT/step.txt" "$OUT/summary.txt"
+    step elementwise 45 "$PYTHON" benchmarks/elementwise_cuda.py "$OUT/elementwise.json" && cat "$OUT/step.txt" >>"$OUT/summary.txt"
+    step_with compute-sanitizer memcheck 70 \
+        compute-sanitizer --tool memcheck --error-exitcode 1 "${tests[@]}" -k "($elements or $chains) and not float16 and not bfloat16"
+    step_with compute-sanitizer racecheck 70 \
+        compute-sanitizer --tool racecheck --error-exitcode 1 "${tests[@]}" -k "$chains and float32 and not 600x16"
+    step profile 30 "$PYTHON" benchmarks/chain_cuda.py --profile && cp "$OUT/step.txt" "$OUT/profile.txt"
+    step_with ncu counters 60 ncu --clock-control none --kernel-name 'regex:chain_(forward|backward)' --launch-skip 6 \
+        --launch-count 2 --section SpeedOfLight --section Occupancy --section WarpStateStats \
+        --section MemoryWorkloadAnalysis --section LaunchStats "$PYTHON" benchmarks/chain_cuda.py --profile &&
+        [[ -s $OUT/step.txt ]] && cat "$OUT/step.txt" >>"$OUT/profile.txt"
+fi
+rm -f "$OUT/step.txt"
+
+{
+    printf '\n%s, compiled for %s\n' "$gpu" "$TORCH_CUDA_ARCH_LIST"
+    ((${#missing[@]} == 0)) || printf 'missing: %s\n' "$(IFS=,; echo "${missing[*]}")"
+    printf '%s\n' "${summary[@]}"
+} >>"$OUT/summary.txt"
+cat "$OUT/summary.txt"
 exit $failed

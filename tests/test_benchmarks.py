@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import chain_cuda
 import run
 from pinn.cases import ACTIVATIONS, Case, full, usual
 from pinn.claims import CLAIMS, EQUATION
@@ -283,3 +285,34 @@ def test_command_line_filters() -> None:
 def test_the_page_names_every_workload_and_competitor() -> None:
     page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert [name for name in (*WORKLOADS, *COMPETITORS) if f"`{name}`" not in page] == []
+
+
+# On a GPU.
+
+
+def test_the_rehearsal_of_the_timings_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["chain_cuda.py", str(tmp_path / "chain.json"), "--device=cpu", "--points=3"])
+    chain_cuda.main()
+    rows = json.loads((tmp_path / "chain.json").read_text())["results"]
+    assert len(rows) == len(chain_cuda.WORKLOADS)
+    for row in rows:
+        assert {"ours", "jets", "nested"} <= row["microseconds"].keys()
+        assert all(name == "jax" and "No module" in why for name, why in row["failures"].items()), row["failures"]
+        for name, error in row["gradient_errors"].items():
+            assert error < 1e-3, (row["workload"], name)
+        assert (
+            row["targets"].keys() == next(w for w in chain_cuda.WORKLOADS if w.title == row["workload"]).targets.keys()
+        )
+
+
+def test_the_check_of_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
+    command = [str(BENCHMARKS / "gpu_check.sh")]
+    result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stdout.startswith("gpu_check: no CUDA device")
+    assert result.stdout.count("\n") == 1
+    assert not result.stderr
+    assert not list(tmp_path.iterdir())
