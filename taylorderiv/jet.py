@@ -169,7 +169,7 @@ class Jet:
 
     @classmethod
     def seeded(cls, points: Tensor, higher: Tensor, layout: Layout, level: Level) -> Jet:
-        """The jet of points ``(…, D)`` that share the higher coefficients ``(C - 1, D)``, which it doesn't write out."""
+        """The jet of points ``(…, D)`` that share the higher coefficients ``(C - 1, D)``; it isn't written out."""
         return cls._of(chain.seeded(points, higher, layout), layout, level, points)
 
     @classmethod

@@ -54,7 +54,8 @@ class Chain {
     tile_ = tile_bytes() / (numbers * size() * int64_t(sizeof(S)));
     const int64_t least = 1 + 95 / size();  // rows enough for the matrix products to pay for reading the weights
     tile_ = (std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64) - 1) | 1;
-    // Tiles of equal size; an odd one, or the coefficients of an element would often compete for few places in the cache.
+    // Tiles of equal size; an odd one, or the coefficients of an element would often compete for few places in the
+    // cache.
     if (points > 0) tile_ = ((points + tiles() - 1) / tiles()) | 1;
     pack();
     if (seeded_) pass_first_layer(higher);
@@ -185,8 +186,8 @@ class Chain {
     if (dx != nullptr) copy_out(g, input_coefficients(), layers_[0].in, begin, n, dx);
   }
 
-  // Adds gradients that backward() left in its workspace to a sum of them; and groups of them, one after the other, to a
-  // total that is overwritten.
+  // Adds gradients that backward() left in its workspace to a sum of them; and groups of them, one after the other, to
+  // a total that is overwritten.
   void add_gradients(const S* gradients, S* sum) const {
     gemm_.add_rows(1, this->gradients(), this->gradients(), gradients, sum);
   }

@@ -64,8 +64,8 @@ struct GroupSums {
 };
 
 // Runs f(tile, workspace) for all tiles. They are divided into groups, and a thread that is done with one takes the
-// next: no thread waits long for another that is slower. The groups, each with a sum of its own, and so the result, don't
-// depend on which thread ran them.
+// next: no thread waits long for another that is slower. The groups, each with a sum of its own, and so the result,
+// don't depend on which thread ran them.
 template <class S, class F>
 GroupSums<S> on_threads(const Chain<S>& chain, const F& f) {
   constexpr int64_t most_groups = 32, least_tiles = 4;
@@ -142,9 +142,9 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tenso
     }
     if (d.points() == 0) return gradients;
     const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), true);
-    STD_TORCH_CHECK(chain.could_have_saved(saved.numel()) && saved.is_contiguous() &&
-                        saved.scalar_type() == d.x.scalar_type(),
-                    "taylorderiv: saved isn't what this chain saved");
+    STD_TORCH_CHECK(
+        chain.could_have_saved(saved.numel()) && saved.is_contiguous() && saved.scalar_type() == d.x.scalar_type(),
+        "taylorderiv: saved isn't what this chain saved");
     const auto sums = on_threads(chain, [&](int64_t tile, S* workspace) {
       chain.backward(tile, grad.const_data_ptr<S>(), d.x.const_data_ptr<S>(), saved.const_data_ptr<S>(), saved.numel(),
                      input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);

@@ -69,8 +69,8 @@ struct Storer {
 // at a time, of the elements in the range; the last vector goes through a copy in scratch memory when it is not full.
 // An output may be null.
 template <int most, class C, class S, int inputs, int outputs, class Body>
-TD_HD void for_each_block(const LayoutView& layout, Range range, const S* const (&in)[inputs],
-                          S* const (&out)[outputs], void* scratch, const Body& body) {
+TD_HD void for_each_block(const LayoutView& layout, Range range, const S* const (&in)[inputs], S* const (&out)[outputs],
+                          void* scratch, const Body& body) {
   constexpr int lanes = lanes_of<C>;
   int64_t i = range.begin;
   const S* at[inputs];
@@ -170,17 +170,16 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
         const Storer<C, S> store{out[0], stride, &not_finite};
         for (int i = 0; i < count; ++i) {
           const auto load_x = load.at(i * lanes);
-          forward_direction<false>(op_copy, K, d, layout, load_x(0), b.seeds[i], load_x, store.at(i * lanes), collapsed[i],
-                                   workspace<C, S>(layout, scratch));
+          forward_direction<false>(op_copy, K, d, layout, load_x(0), b.seeds[i], load_x, store.at(i * lanes),
+                                   collapsed[i], workspace<C, S>(layout, scratch));
         }
         b.not_finite = b.not_finite + not_finite;
       });
       if (layout.collapsed()) {
         for (int i = 0; i < count; ++i) store.at(i * lanes)(layout.top(), collapsed[i]);
       }
-      b.redo(op, layout.size(), out, stride, elements, [&](int e) {
-        careful(params, layout, Range{stride, e, e + 1}, in[0], out[0], scratch);
-      });
+      b.redo(op, layout.size(), out, stride, elements,
+             [&](int e) { careful(params, layout, Range{stride, e, e + 1}, in[0], out[0], scratch); });
     });
   }
 }
@@ -220,9 +219,9 @@ void backward(const double* params, const LayoutView& layout, Range range, const
         const Storer<C, S> store{out[0], stride, &not_finite}, store_y = store_y_to(&not_finite);
         for (int i = 0; i < count; ++i) {
           const auto load = load_x.at(i * lanes);
-          backward_direction<OrdersOf<Op>, false>(op_copy, K, d, layout, load(0), b.seeds[i], load, load_g.at(i * lanes),
-                                            store.at(i * lanes), store_y.at(i * lanes), dx0[i], collapsed[i],
-                                            workspace<C, S>(layout, scratch));
+          backward_direction<OrdersOf<Op>, false>(op_copy, K, d, layout, load(0), b.seeds[i], load,
+                                                  load_g.at(i * lanes), store.at(i * lanes), store_y.at(i * lanes),
+                                                  dx0[i], collapsed[i], workspace<C, S>(layout, scratch));
         }
         b.not_finite = b.not_finite + not_finite;
       });
@@ -233,9 +232,8 @@ void backward(const double* params, const LayoutView& layout, Range range, const
         }
         store.at(i * lanes)(0, dx0[i]);
       }
-      b.redo(op, layout.size(), out, stride, elements, [&](int e) {
-        careful(params, layout, Range{stride, e, e + 1}, in[0], in[1], out[0], out[1], scratch);
-      });
+      b.redo(op, layout.size(), out, stride, elements,
+             [&](int e) { careful(params, layout, Range{stride, e, e + 1}, in[0], in[1], out[0], out[1], scratch); });
     });
   }
 }

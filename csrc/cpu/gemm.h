@@ -60,9 +60,8 @@ TD_HD void gemm_registers(const GemmShape& g, int64_t biased, const S* a, const 
   } else if (biased <= 0) {
     store([&](V v, int, int, const S*) TD_INLINE_LAMBDA { return v; });
   } else {
-    store([&](V v, int m, int n, const S*) TD_INLINE_LAMBDA {
-      return m < biased ? v + load_number<S>(bias + n * lanes) : v;
-    });
+    store([&](V v, int m, int n, const S*)
+              TD_INLINE_LAMBDA { return m < biased ? v + load_number<S>(bias + n * lanes) : v; });
   }
 }
 
@@ -113,9 +112,7 @@ TD_HD void add_columns(int64_t n, int64_t row, const S* rows, S* to) {
   for (int64_t p = 0; p < n; ++p) {
     TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + load_number<S>(rows + p * row + v * lanes);
   }
-  TD_UNROLL for (int v = 0; v < vectors; ++v) {
-    store_number(to + v * lanes, load_number<S>(to + v * lanes) + sum[v]);
-  }
+  TD_UNROLL for (int v = 0; v < vectors; ++v) { store_number(to + v * lanes, load_number<S>(to + v * lanes) + sum[v]); }
 }
 
 #undef TD_UNROLL_BY_4

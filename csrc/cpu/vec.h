@@ -53,7 +53,8 @@ struct Vec {
   TD_HD Vec(Raw raw) : raw(raw) {}
   TD_HD explicit Vec(double value) : raw(broadcast(S(value))) {}
 
-  // Not `value + Raw{}`, which loses the sign of zero; nor lane by lane, which GCC makes two instructions of for doubles.
+  // Not `value + Raw{}`, which loses the sign of zero; nor lane by lane, which GCC makes two instructions of for
+  // doubles.
   TD_HD static Raw broadcast(S value) { return filled(value, std::make_integer_sequence<int, lanes>{}); }
   template <int... i>
   TD_HD static Raw filled(S value, std::integer_sequence<int, i...>) {
