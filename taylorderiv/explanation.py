@@ -256,7 +256,7 @@ def _chain_step(name: str, args: Any, result: Any) -> Step:
         some = f"layers of {share:.0%} of the points saved"
         notes += ["layers recomputed" if share == 0 else "layers saved" if share > 0.99 else some]
         forward = [2 * n * i * o for n, i, o in products]
-        recomputed = sum(forward[i] * (1 - share if i in saveable else 1) for i in needed)
+        recomputed = round(sum(forward[i] * (1 - share if i in saveable else 1) for i in needed))
         # Two products a layer, the first one's input gradient only if it's wanted, and forward ones again.
         flops = 2 * flops + recomputed - (0 if args[-1] else forward[0])
         coefficients *= 2  # forward again, and backward
