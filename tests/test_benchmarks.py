@@ -144,7 +144,7 @@ def test_memory_is_the_peak_of_a_step() -> None:
 
 
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, competitor: Competitor) -> Any:
-    case = tiny("burgers")
+    case = tiny("kdv")
     solved(case).save(tmp_path / "problem.npz")
     monkeypatch.setitem(COMPETITORS, competitor.name, competitor)  # pyright: ignore
     return Session().prepare(competitor.name, case.to_json(), str(tmp_path / "problem.npz"))
