@@ -80,8 +80,8 @@ def test_a_chain_that_recomputes_needs_memory_for_its_result_and_each_thread_onl
 
     peak(1000, save=False)
     result = 60_000 * 6 * 4
-    layers_of_all_points = 3 * 64 * result
-    assert peak(60_000, save=True) > layers_of_all_points  # what is measured can be seen
+    saved = 2 * 64 * result  # layers of all points; the first one of a seed is computed again
+    assert peak(60_000, save=True) > saved  # what is measured can be seen
     assert peak(60_000, save=False) < 3 * result + (8 << 20)
 
 
