@@ -3,7 +3,7 @@
 // Fresh large tensors cost more than the arithmetic on them, so nothing of the size of the batch is written but the
 // result: a tile's coefficients of one layer, rows (c, point), go through the matrix product and the activation while
 // they are in the L2 cache. The backward pass recomputes the tile's layers, or reads what the forward pass saved of
-// them (before the activations), then accumulates the weights' gradients in buffers of the thread, which are summed in
+// them (before the activations), then accumulates the weights' gradients over a group of tiles; the groups are summed in
 // a fixed order: the result is the same, bit for bit, from run to run. What follows an activation isn't kept: going
 // backward through the activation yields it once more.
 //
