@@ -164,9 +164,11 @@ def _read(plan: Plan, coefficients: Any, value: Any) -> Any:
         coefficients = value[None]
         reads = tuple(tuple((i, factor) for i, factor in terms if i == 0) for terms in reads)
     single = {terms[0][0]: terms[0][1] for terms in reads if len(terms) == 1}
-    if len(single) == len(reads) <= _MANY_TERMS:  # each quantity is a coefficient of its own: one product does it
-        each = scaled(coefficients, [single.get(i, 1.0) for i in range(coefficients.shape[0])])
-        if list(single) == list(range(coefficients.shape[0])):
+    size = coefficients.shape[0]
+    # Where each quantity is a coefficient of its own, and most are wanted, one product does it.
+    if len(single) == len(reads) <= _MANY_TERMS and size <= 2 * len(reads):
+        each = scaled(coefficients, [single.get(i, 1.0) for i in range(size)])
+        if list(single) == list(range(size)):
             return each
         parts = each.unbind(0)
         return torch.stack([parts[i] for i in single])
