@@ -3,8 +3,8 @@
 // Fresh large tensors cost more than the arithmetic on them, so nothing of the size of the batch is written but the
 // result: a tile's coefficients of one layer, rows (c, point), go through the matrix product and the activation while
 // they are in the L2 cache. The backward pass recomputes the tile's layers, or reads what the forward pass saved of
-// them (before the activations), then accumulates the weights' gradients over a group of tiles; the groups are summed in
-// a fixed order: the result is the same, bit for bit, from run to run. What follows an activation isn't kept: going
+// them (before the activations), then accumulates the weights' gradients over a group of tiles; the groups are summed
+// in a fixed order: the result is the same, bit for bit, from run to run. What follows an activation isn't kept: going
 // backward through the activation yields it once more.
 //
 // The input is a jet, x (C, points, in); or a seed: x (points, in), and higher coefficients (C - 1, in) that are the
