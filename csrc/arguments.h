@@ -6,6 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <exception>
 #include <optional>
 #include <string>
@@ -44,11 +49,27 @@ inline int unary_op_index(const std::string& name, const std::vector<double>& pa
   return index;
 }
 
+// Memory that is new to the process costs more than what is written into it: the kernel clears it page by page. Pages
+// of 2 MiB, where the system lets us ask for them, make that six times cheaper. Blocks from 32 MiB are always new, as
+// the C library keeps no larger ones.
+inline void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 1 << 21, new_bytes = 1 << 25;
+  const uintptr_t bytes = uintptr_t(t.numel()) * t.element_size();
+  if (!t.is_cpu() || bytes < new_bytes) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr()), end = begin + bytes;
+  const uintptr_t first = (begin + page - 1) / page * page;
+  madvise(reinterpret_cast<void*>(first), end / page * page - first, MADV_HUGEPAGE);  // a hint: it may fail
+#endif
+}
+
 // An uninitialized tensor on the device of `like`, and of its dtype unless given.
 inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                          std::optional<ScalarType> dtype = std::nullopt) {
   try {
-    return torch::stable::new_empty(like, sizes, dtype);
+    const Tensor t = torch::stable::new_empty(like, sizes, dtype);
+    prefer_huge_pages(t);
+    return t;
   } catch (const std::exception&) {  // which, by the stable ABI, doesn't say why
     int64_t numbers = 1;
     for (const int64_t size : sizes) numbers *= size;

@@ -11,6 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -105,13 +106,26 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
     return reference.cauchy(a, b, layout)
 
 
-# Of one core, as measured: matrix products of cache-resident tiles; coefficients through an activation; writing to
-# memory that is new to the process, and reading it again.
-_OPERATIONS_PER_SECOND = {torch.float32: 200e9, torch.float64: 100e9}
-_COEFFICIENTS_PER_SECOND = {torch.float32: 3e9, torch.float64: 1.2e9}
-_FRESH_BYTES_PER_SECOND = 1.5e9
-# Smaller blocks of memory than 32 MiB aren't new: the C library keeps them for the next step.
+# Of one core, as measured: matrix products of cache-resident tiles, per instruction set, and coefficients through an
+# activation; writing to memory that is new to the process, and reading it again, in pages of 2 MiB or of 4 KiB.
+_OPERATIONS_PER_SECOND = {"avx512": 200e9, "avx2": 80e9, "baseline": 20e9}
+_COEFFICIENTS_PER_SECOND = {"avx512": 3e9, "avx2": 1e9, "baseline": 0.3e9}
+_DOUBLE = 0.5  # the speed of float64
+_FRESH_BYTES_PER_SECOND = {True: 4e9, False: 1.5e9}
+# Smaller blocks of memory than 32 MiB aren't new: the C library keeps them for the next step. No chain saves more than
+# the other limit unasked, however many points there are.
 _RECYCLED_BYTES = 30_000_000
+_MOST_SAVED_BYTES = 100_000_000
+_WORTH_MEMORY = 2.0  # how much faster saving must be than recomputing
+
+
+@functools.cache
+def _huge_pages() -> bool:
+    """Whether new tensors get pages of 2 MiB, which the extension asks for."""
+    try:
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:  # not Linux, or built without them
+        return False
 
 
 class _Fusion(threading.local):
@@ -230,20 +244,22 @@ def saved_bytes(weights: Sequence[Tensor]) -> int:
     if _fusion.save is not None:
         return -1 if _fusion.save else 0
     dtype = weights[0].dtype
-    operations = sum(2 * weight.numel() for weight in weights)
+    recomputing = predicted_seconds(dtype, operations=sum(2 * weight.numel() for weight in weights))
     fresh_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
-    saving_pays = predicted_seconds(dtype, operations=operations) > predicted_seconds(dtype, fresh_bytes=fresh_bytes)
-    return -1 if saving_pays else _RECYCLED_BYTES
+    saving = predicted_seconds(dtype, fresh_bytes=fresh_bytes)
+    return _MOST_SAVED_BYTES if recomputing > _WORTH_MEMORY * saving else _RECYCLED_BYTES
 
 
 def predicted_seconds(
     dtype: torch.dtype, *, operations: float = 0, coefficients: float = 0, fresh_bytes: float = 0
 ) -> float:
     """What operations of matrix products, coefficients through activations and fresh memory cost, on one core."""
+    instruction_set = _FACTS["instruction_set"]
+    share = _DOUBLE if dtype == torch.float64 else 1.0
     return (
-        operations / _OPERATIONS_PER_SECOND[dtype]
-        + coefficients / _COEFFICIENTS_PER_SECOND[dtype]
-        + fresh_bytes / _FRESH_BYTES_PER_SECOND
+        operations / (share * _OPERATIONS_PER_SECOND[instruction_set])
+        + coefficients / (share * _COEFFICIENTS_PER_SECOND[instruction_set])
+        + fresh_bytes / _FRESH_BYTES_PER_SECOND[_huge_pages()]
     )
 
 

@@ -110,10 +110,10 @@ std::tuple<Tensor, Tensor> chain(Tensor x, Tensor higher, Tensors weights, Tenso
   return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
     const auto layers = typed<S>(d.layers());
-    Tensor y = torch::stable::new_empty(d.x, {d.layout.view.size(), d.points(), layers.back().out});
-    if (y.numel() == 0) return std::make_tuple(y, torch::stable::new_empty(d.x, {0}));
+    Tensor y = new_tensor(d.x, {d.layout.view.size(), d.points(), layers.back().out});
+    if (y.numel() == 0) return std::make_tuple(y, new_tensor(d.x, {0}));
     const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), false);
-    Tensor saved = torch::stable::new_empty(d.x, {save == 0 ? 0 : chain.saved(save)});
+    Tensor saved = new_tensor(d.x, {save == 0 ? 0 : chain.saved(save)});
     on_threads(chain, [&](int64_t tile, S* workspace) {
       chain.forward(tile, d.x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), saved.mutable_data_ptr<S>(), saved.numel(),
                     workspace);
@@ -134,9 +134,9 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tenso
     STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == d.x.scalar_type() &&
                         grad.numel() == d.layout.view.size() * d.points() * layers.back().out,
                     "taylorderiv: grad must be a contiguous tensor of the shape and dtype of the chain's result");
-    Tensors gradients{input_gradient ? torch::stable::empty_like(d.x) : torch::stable::new_empty(d.x, {0}),
-                      d.seeded() ? torch::stable::new_zeros(d.x, {d.layout.view.size() - 1, layers[0].out})
-                                 : torch::stable::new_empty(d.x, {0})};
+    Tensors gradients{
+        input_gradient ? new_tensor(d.x, d.x.sizes()) : new_tensor(d.x, {0}),
+        d.seeded() ? torch::stable::new_zeros(d.x, {d.layout.view.size() - 1, layers[0].out}) : new_tensor(d.x, {0})};
     for (const auto* list : {&d.weights, &d.biases}) {
       for (const Tensor& t : *list) gradients.push_back(torch::stable::new_zeros(t, t.sizes()));
     }
