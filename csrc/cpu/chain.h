@@ -79,10 +79,10 @@ class Chain {
     return numbers == 0 || (tile_saved() > 0 && numbers % tile_saved() == 0 && numbers <= saved(-1));
   }
 
-  // Numbers of memory that a thread needs, and how many of these, at the front, are its gradients.
+  // Numbers of memory that a thread needs, and how many gradients there are.
   int64_t workspace() const {
     const int64_t rows = tile_ * size(), layers = backward_ ? 4 * widest_ + layer_numbers() : 2 * widest_;
-    return gradients() + tile_ * input_numbers() + rows * layers + scratch();
+    return tile_ * input_numbers() + rows * layers + scratch();
   }
   int64_t gradients() const {
     return weight_gradients() + (seeded_ && backward_ ? (size() - 1) * stride(layers_[0].out) : 0);
@@ -113,12 +113,12 @@ class Chain {
     copy_out(h, size(), layers_.back().out, begin, n, y);
   }
 
-  // Adds the tile's share of the parameters' gradients to the workspace; writes the input's, unless dx is null.
+  // Adds the tile's share of the parameters' gradients to `gradients`; writes the input's, unless dx is null.
   // `saved` is what forward() saved; other tiles are recomputed.
-  void backward(int64_t tile, const S* grad, const S* x, const S* saved, int64_t saved_numbers, S* dx,
+  void backward(int64_t tile, const S* grad, const S* x, const S* saved, int64_t saved_numbers, S* dx, S* gradients,
                 S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
-    S* next = workspace + gradients();
+    S* next = workspace;
     const auto take = [&](int64_t numbers) {
       S* const here = next;
       next += numbers;
@@ -158,7 +158,7 @@ class Chain {
       activation_backward(layers_.size() - 1, n, g, z.back(), spare, nullptr, scratch);
       std::swap(g, spare);
     }
-    S* gradient = workspace + weight_gradients();
+    S* gradient = gradients + weight_gradients();
     for (size_t i = layers_.size(); i-- > 0;) {
       const auto& layer = layers_[i];
       const int64_t in = stride(layer.in), out = stride(layer.out), used = input_rows(i, n);
@@ -176,7 +176,7 @@ class Chain {
       gemm_.multiply(shape, g, inputs, gradient, nullptr);
       gemm_.add_rows(n, columns(layer.out), out, g, gradient + layer.out * in);
       if (i == 0 && seeded_) {
-        S* const sums = workspace + weight_gradients();
+        S* const sums = gradients + weight_gradients();
         for (int64_t c = 1; c < size(); ++c) {
           gemm_.add_rows(n, columns(layer.out), out, g + c * n * out, sums + (c - 1) * out);
         }
@@ -186,7 +186,7 @@ class Chain {
     if (dx != nullptr) copy_out(g, input_coefficients(), layers_[0].in, begin, n, dx);
   }
 
-  // Adds gradients that backward() left in its workspace to a sum of them; and groups of them, one after the other, to
+  // Adds gradients from backward() to a sum of them; and groups of them, one after the other, to
   // a total that is overwritten.
   void add_gradients(const S* gradients, S* sum) const {
     gemm_.add_rows(1, this->gradients(), this->gradients(), gradients, sum);

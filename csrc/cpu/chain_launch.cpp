@@ -63,9 +63,9 @@ struct GroupSums {
   Buffer<S> sums;
 };
 
-// Runs f(tile, workspace) for all tiles. They are divided into groups, and a thread that is done with one takes the
-// next: no thread waits long for another that is slower. The groups, each with a sum of its own, and so the result,
-// don't depend on which thread ran them.
+// Runs f(tile, gradients, workspace) for all tiles, which adds to the gradients. They are divided into groups, and a
+// thread that is done with one takes the next: no thread waits long for another that is slower. The groups, each with a
+// sum of its own, and so the result, don't depend on which thread ran them.
 template <class S, class F>
 GroupSums<S> on_threads(const Chain<S>& chain, const F& f) {
   constexpr int64_t most_groups = 32, least_tiles = 4;
@@ -77,23 +77,25 @@ GroupSums<S> on_threads(const Chain<S>& chain, const F& f) {
   const int64_t groups = std::max(threads, std::min(tiles / least_tiles, most_groups));
   // Gradients are summed over some tiles, and these sums over all: one long sum would lose digits.
   constexpr int64_t tiles_summed = 64;
-  std::vector<Buffer<S>> workspaces;
-  for (int64_t t = 0; t < threads; ++t) workspaces.push_back(allocate<S>(chain.workspace()));
+  std::vector<Buffer<S>> workspaces, partials;
+  for (int64_t t = 0; t < threads; ++t) {
+    workspaces.push_back(allocate<S>(chain.workspace()));
+    partials.push_back(allocate<S>(tiles > groups * tiles_summed ? gradients : 0));
+  }
   GroupSums<S> result{groups, allocate<S>(groups * gradients)};
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      S* const workspace = workspaces[t].get();
       for (int64_t group = next++; group < groups; group = next++) {
-        S* const sum = result.sums.get() + group * gradients;
-        std::fill_n(sum, gradients, S(0));
-        std::fill_n(workspace, gradients, S(0));
         const int64_t first = tiles * group / groups, last = tiles * (group + 1) / groups;
-        for (int64_t tile = first; tile < last; ++tile) {
-          f(tile, workspace);
-          if ((tile + 1 - first) % tiles_summed != 0 && tile + 1 != last) continue;
-          chain.add_gradients(workspace, sum);
-          std::fill_n(workspace, gradients, S(0));
+        S* const sum = result.sums.get() + group * gradients;
+        S* const partial = last - first > tiles_summed ? partials[t].get() : sum;
+        std::fill_n(sum, gradients, S(0));
+        for (int64_t begun = first; begun < last; begun += tiles_summed) {
+          if (partial != sum) std::fill_n(partial, gradients, S(0));
+          const int64_t done = std::min(begun + tiles_summed, last);
+          for (int64_t tile = begun; tile < done; ++tile) f(tile, partial, workspaces[t].get());
+          if (partial != sum) chain.add_gradients(partial, sum);
         }
       }
     }
@@ -114,7 +116,7 @@ std::tuple<Tensor, Tensor> chain(Tensor x, Tensor higher, Tensors weights, Tenso
     if (y.numel() == 0) return std::make_tuple(y, new_tensor(d.x, {0}));
     const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), false);
     Tensor saved = new_tensor(d.x, {save == 0 ? 0 : chain.saved(save)});
-    on_threads(chain, [&](int64_t tile, S* workspace) {
+    on_threads(chain, [&](int64_t tile, S*, S* workspace) {
       chain.forward(tile, d.x.const_data_ptr<S>(), y.mutable_data_ptr<S>(), saved.mutable_data_ptr<S>(), saved.numel(),
                     workspace);
     });
@@ -145,9 +147,9 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tenso
     STD_TORCH_CHECK(
         chain.could_have_saved(saved.numel()) && saved.is_contiguous() && saved.scalar_type() == d.x.scalar_type(),
         "taylorderiv: saved isn't what this chain saved");
-    const auto sums = on_threads(chain, [&](int64_t tile, S* workspace) {
+    const auto sums = on_threads(chain, [&](int64_t tile, S* sum, S* workspace) {
       chain.backward(tile, grad.const_data_ptr<S>(), d.x.const_data_ptr<S>(), saved.const_data_ptr<S>(), saved.numel(),
-                     input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, workspace);
+                     input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr, sum, workspace);
     });
     const auto total = allocate<S>(chain.gradients());
     chain.reduce(sums.groups, sums.sums.get(), total.get());
