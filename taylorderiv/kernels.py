@@ -116,6 +116,7 @@ _FRESH_BYTES_PER_SECOND = {True: 4e9, False: 1.5e9}
 # the other limit unasked, however many points there are.
 _RECYCLED_BYTES = 30_000_000
 _MOST_SAVED_BYTES = 100_000_000
+_WORTH_MEMORY = 2.0  # how much faster saving must be: some systems clear new memory far slower than measured
 
 
 @functools.cache
@@ -246,7 +247,7 @@ def saved_bytes(weights: Sequence[Tensor]) -> int:
     recomputing = predicted_seconds(dtype, operations=sum(2 * weight.numel() for weight in weights))
     fresh_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
     saving = predicted_seconds(dtype, fresh_bytes=fresh_bytes)
-    return _MOST_SAVED_BYTES if recomputing > saving else _RECYCLED_BYTES
+    return _MOST_SAVED_BYTES if recomputing > _WORTH_MEMORY * saving else _RECYCLED_BYTES
 
 
 def predicted_seconds(
