@@ -229,8 +229,8 @@ def test_infinities_and_nan() -> None:
     x = numbers(math.inf, -math.inf, 800.0, -800.0, 0.5, math.nan)
     for f in (torch.sin, torch.exp, torch.tanh, torch.square, lambda x: x * 2, torch.sigmoid, torch.relu):
         for ours, theirs in zip(derivatives(f, x, 2), nested_derivatives(f, x, 2), strict=True):
-            finite = theirs[:-1].isfinite()
-            torch.testing.assert_close(ours[:-1][finite], theirs[:-1][finite])
+            known = ~theirs[:-1].isnan()  # where nested autograd multiplies 0 by infinity, we have the limit
+            torch.testing.assert_close(ours[:-1][known], theirs[:-1][known])
         torch.testing.assert_close(derivatives(f, x, 2)[0], f(x), equal_nan=True)
     assert derivatives(torch.square, x, 2)[2][-1].isnan()
     assert derivatives(lambda x: x * math.inf, numbers(1.0), 2)[2].isnan()
