@@ -81,7 +81,8 @@ def test_a_chain_that_recomputes_needs_memory_for_its_result_and_each_thread_onl
     peak(1000, save=False)
     result = 60_000 * 6 * 4
     saved = 2 * 64 * result  # layers of all points; the first one of a seed is computed again
-    assert peak(60_000, save=True) > saved  # what is measured can be seen
+    inexact = 2**20  # Linux keeps account of a process's memory by blocks of pages, per core.
+    assert peak(60_000, save=True) > saved - inexact  # what is measured can be seen
     assert peak(60_000, save=False) < 3 * result + (8 << 20)
 
 

@@ -301,3 +301,33 @@ def test_normalization_of_nothing() -> None:
     assert derivatives(lambda x: F.group_norm(x, 2), torch.zeros(2, 4, 0), 1)[1].shape == (2, 4, 0)
     empty = torch.zeros(0)
     assert derivatives(lambda x: F.batch_norm(x, empty, empty), empty, 1)[1].shape == (0,)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="PyTorch has it since 2.13")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_linear_cross_entropy_is_differentiated_in_chunks_too(reduction: str) -> None:
+    weight, bias, target = rand(5, 4, seed=1), rand(5, seed=2), torch.tensor([0, 4, 2, 1, -100, 3])
+
+    def plain(x: Any) -> Any:
+        return F.cross_entropy(F.linear(x.sin(), weight, bias), target, reduction=reduction)
+
+    for options in (None, nn.LinearCrossEntropyOptions(chunking_method="aspect_ratio:2")):
+        agrees(
+            lambda x, options=options: F.linear_cross_entropy(
+                x.sin(), weight, target, linear_bias=bias, reduction=reduction, options=options
+            ),
+            rand(6, 4),
+            equivalent=plain,
+        )
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="PyTorch has it since 2.13")
+def test_linear_cross_entropy_of_more_dimensions() -> None:
+    weight, target = rand(5, 2, 4, seed=1), torch.tensor([[0, 4], [2, 1], [3, 3]])
+    agrees(
+        lambda x: F.linear_cross_entropy(x, weight, target, ignore_index=3, label_smoothing=0.1),
+        rand(3, 4),
+        equivalent=lambda x: F.cross_entropy(
+            (x @ weight.flatten(0, 1).T).reshape(3, 5, 2), target, ignore_index=3, label_smoothing=0.1
+        ),
+    )
