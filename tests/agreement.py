@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taylorderiv import Jet, derivatives, fusion
+from taylorderiv import Jet, build_info, derivatives, fusion
 from taylorderiv.jet import nested_level
 from taylorderiv.testing import check
 
@@ -57,3 +60,20 @@ def agrees_in_all_layouts(f: Callable[[Any], Any], x: Tensor) -> None:
     expected = weights[0] * first[3] + weights[2] * last[3]
     torch.testing.assert_close(collapsed.collapsed, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(collapsed.derivative(2, 2), last[2], rtol=1e-9, atol=1e-9)
+
+
+# Those that this machine has besides the one in use: every better one includes the lesser.
+_SETS = build_info()["instruction_sets"]
+OTHER_INSTRUCTION_SETS = _SETS[: _SETS.index(build_info()["instruction_set"])]
+
+
+def passes_with(instruction_set: str, file: str, selection: str) -> None:
+    """Assert that tests of a file pass with another instruction set, in a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=line", file, "-k", selection],
+        env={**os.environ, "TAYLORDERIV_INSTRUCTION_SET": instruction_set},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]

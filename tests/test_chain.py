@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import unfused
+from agreement import OTHER_INSTRUCTION_SETS, passes_with, unfused
 from torch import nn
 from torch.nn import functional as F
 
@@ -243,3 +243,8 @@ def test_layers_without_elements(shape):
     value, first = derivatives(lambda x: torch.tanh(nn.functional.linear(x, weight, bias)), x, 1)
     torch.testing.assert_close(value, torch.tanh(nn.functional.linear(x, weight, bias)))
     assert first.shape == (points, outputs)
+
+
+@pytest.mark.parametrize("instruction_set", OTHER_INSTRUCTION_SETS)
+def test_other_instruction_sets_pass(instruction_set: str) -> None:
+    passes_with(instruction_set, __file__, "not other_instruction_sets")

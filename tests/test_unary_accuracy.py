@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from agreement import OTHER_INSTRUCTION_SETS, passes_with
 from mp_series import Series
 from mpmath import mp
 from torch import Tensor
@@ -148,23 +147,10 @@ def test_derivatives_of_exp_and_sin_repeat_up_to_order_40(x: float) -> None:
     assert [y.item() for y in sin] == pytest.approx([cycle[k % 4] for k in range(41)], rel=1e-13, abs=0)
 
 
-# Those that this machine has besides the one in use: every better one includes the lesser.
-_SETS = build_info()["instruction_sets"]
-_OTHER_SETS = _SETS[: _SETS.index(build_info()["instruction_set"])]
-
-
-@pytest.mark.parametrize("instruction_set", _OTHER_SETS)
+@pytest.mark.parametrize("instruction_set", OTHER_INSTRUCTION_SETS)
 def test_other_instruction_sets_are_as_accurate(instruction_set: str) -> None:
     selection = "instruction_set_in_use or derivatives_are_accurate or gradients_are_accurate"
-    environment = {**os.environ, "TAYLORDERIV_INSTRUCTION_SET": instruction_set}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=line", __file__, "-k", selection],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
+    passes_with(instruction_set, __file__, selection)
 
 
 def test_the_instruction_set_in_use_is_the_one_asked_for() -> None:

@@ -19,6 +19,32 @@ inline constexpr int register_columns = 4, register_tile = 24;
 inline constexpr int register_columns = 2, register_tile = 12;
 #endif
 
+// Numbers of ordinary arithmetic, also where those of a series are careful: in a matrix product 0 * inf is NaN.
+template <class S>
+#ifdef TD_SIMD_BYTES
+using Entries = Number<S>;
+#else
+using Entries = S;
+#endif
+
+template <class S>
+TD_HD Entries<S> load_entries(const S* p) {
+#ifdef TD_SIMD_BYTES
+  return load_number<S>(p);
+#else
+  return *p;
+#endif
+}
+
+template <class S>
+TD_HD void store_entries(S* p, Entries<S> v) {
+#ifdef TD_SIMD_BYTES
+  store_number(p, v);
+#else
+  *p = v;
+#endif
+}
+
 template <class S>
 inline constexpr int panel_of = register_columns * lanes_of<S>;
 
@@ -33,14 +59,14 @@ inline constexpr int64_t resident_bytes = 16384;
 // first `biased` rows have a bias.
 template <class S, int rows, int vectors>
 TD_HD void gemm_registers(const GemmShape& g, int64_t biased, const S* a, const S* b, S* c, const S* bias) {
-  using V = Number<S>;
+  using V = Entries<S>;
   constexpr int lanes = lanes_of<S>;
   V sum[rows][vectors];
   TD_UNROLL for (int m = 0; m < rows; ++m) { TD_UNROLL for (int n = 0; n < vectors; ++n) sum[m][n] = V(0.0); }
   const int64_t depth = g.depth, a_row = g.a_row, a_depth = g.a_depth, b_row = g.b_row;
   TD_UNROLL_BY_4 for (int64_t k = 0; k < depth; ++k) {
     V row[vectors];
-    TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_number<S>(b + k * b_row + n * lanes);
+    TD_UNROLL for (int n = 0; n < vectors; ++n) row[n] = load_entries<S>(b + k * b_row + n * lanes);
     TD_UNROLL for (int m = 0; m < rows; ++m) {
       const V factor(a[m * a_row + k * a_depth]);
       TD_UNROLL for (int n = 0; n < vectors; ++n) sum[m][n] = sum[m][n] + factor * row[n];
@@ -51,17 +77,17 @@ TD_HD void gemm_registers(const GemmShape& g, int64_t biased, const S* a, const 
     TD_UNROLL for (int m = 0; m < rows; ++m) {
       TD_UNROLL for (int n = 0; n < vectors; ++n) {
         S* const to = c + m * c_row + n * lanes;
-        store_number(to, added(sum[m][n], m, n, to));
+        store_entries<S>(to, added(sum[m][n], m, n, to));
       }
     }
   };
   if (g.accumulate) {
-    store([&](V v, int, int, const S* to) TD_INLINE_LAMBDA { return v + load_number<S>(to); });
+    store([&](V v, int, int, const S* to) TD_INLINE_LAMBDA { return v + load_entries<S>(to); });
   } else if (biased <= 0) {
     store([&](V v, int, int, const S*) TD_INLINE_LAMBDA { return v; });
   } else {
     store([&](V v, int m, int n, const S*)
-              TD_INLINE_LAMBDA { return m < biased ? v + load_number<S>(bias + n * lanes) : v; });
+              TD_INLINE_LAMBDA { return m < biased ? v + load_entries<S>(bias + n * lanes) : v; });
   }
 }
 
@@ -107,12 +133,14 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
 template <class S, int vectors>
 TD_HD void add_columns(int64_t n, int64_t row, const S* rows, S* to) {
   constexpr int lanes = lanes_of<S>;
-  Number<S> sum[vectors];
-  TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = Number<S>(0.0);
+  Entries<S> sum[vectors];
+  TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = Entries<S>(0.0);
   for (int64_t p = 0; p < n; ++p) {
-    TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + load_number<S>(rows + p * row + v * lanes);
+    TD_UNROLL for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + load_entries<S>(rows + p * row + v * lanes);
   }
-  TD_UNROLL for (int v = 0; v < vectors; ++v) { store_number(to + v * lanes, load_number<S>(to + v * lanes) + sum[v]); }
+  TD_UNROLL for (int v = 0; v < vectors; ++v) {
+    store_entries<S>(to + v * lanes, load_entries<S>(to + v * lanes) + sum[v]);
+  }
 }
 
 #undef TD_UNROLL_BY_4
