@@ -12,6 +12,7 @@ with a large matrix product and a large copy on a GPU that isn't listed. float32
 float32 units, or a third of TF32's (three products of TF32 numbers are as accurate as one of float32): the larger one
 counts. Prints Markdown; times are medians.
 """
+# pyright: reportMissingImports=false
 
 import argparse
 import functools
