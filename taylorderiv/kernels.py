@@ -106,12 +106,11 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
     return reference.cauchy(a, b, layout)
 
 
-# Of one core, as measured: matrix products of cache-resident tiles, per instruction set, and coefficients through an
-# activation; writing to memory that is new to the process, and reading it again, in pages of 2 MiB or of 4 KiB.
+# Of one core, as measured: matrix products of cache-resident tiles, and coefficients through an activation, per
+# instruction set.
 _OPERATIONS_PER_SECOND = {"avx512": 200e9, "avx2": 80e9, "baseline": 20e9}
 _COEFFICIENTS_PER_SECOND = {"avx512": 3e9, "avx2": 1e9, "baseline": 0.3e9}
 _DOUBLE = 0.5  # the speed of float64
-_FRESH_BYTES_PER_SECOND = {True: 4e9, False: 1.5e9}
 # Smaller blocks of memory than 32 MiB aren't new: the C library keeps them for the next step. No chain saves more than
 # the other limit unasked, however many points there are.
 _RECYCLED_BYTES = 30_000_000
@@ -120,12 +119,13 @@ _WORTH_MEMORY = 2.0  # how much faster saving must be: some systems clear new me
 
 
 @functools.cache
-def _huge_pages() -> bool:
-    """Whether new tensors get pages of 2 MiB, which the extension asks for."""
+def _fresh_bytes_per_second() -> float:
+    """Writing to memory that is new to the process, and reading it again: pages of 2 MiB if it gets them, of 4 KiB."""
     try:
-        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:  # not Linux, or built without them
-        return False
+        return 1.5e9
+    return 1.5e9 if "[never]" in setting else 4e9
 
 
 class _Fusion(threading.local):
@@ -259,7 +259,7 @@ def predicted_seconds(
     return (
         operations / (share * _OPERATIONS_PER_SECOND[instruction_set])
         + coefficients / (share * _COEFFICIENTS_PER_SECOND[instruction_set])
-        + fresh_bytes / _FRESH_BYTES_PER_SECOND[_huge_pages()]
+        + fresh_bytes / _fresh_bytes_per_second()
     )
 
 

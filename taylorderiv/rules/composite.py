@@ -22,6 +22,7 @@ from taylorderiv.rules.engine import (
     shift_dims,
     wrap_dim,
 )
+from taylorderiv.rules.fallback import fall_back
 from taylorderiv.rules.unary import apply_unary
 
 
@@ -635,21 +636,6 @@ def _mse_loss(
 
 
 @register(getattr(F, "linear_cross_entropy", "linear_cross_entropy"))  # since PyTorch 2.13
-def _linear_cross_entropy(
-    input: Any,
-    linear_weight: Any,
-    target: Any,
-    *,
-    linear_bias: Any = None,
-    weight: Any = None,
-    reduction: str = "mean",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    options: Any = None,
-) -> Any:
+def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Any:
     # By `options` PyTorch saves memory: parts of the batch in an op that it differentiates once. The value is the same.
-    classes, *places, features = linear_weight.shape
-    bias = None if linear_bias is None else linear_bias.reshape(-1)
-    logits = F.linear(input, linear_weight.reshape(-1, features), bias).reshape(*input.shape[:-1], classes, *places)
-    ignored = -100 if ignore_index is None else ignore_index
-    return F.cross_entropy(logits, target, weight, None, ignored, None, reduction, label_smoothing)
+    return fall_back(F.linear_cross_entropy, "linear_cross_entropy", args, kwargs)
