@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from taylorderiv.registry import register
+from taylorderiv.registry import fall_back, register
 from taylorderiv.rules.engine import (
     AnyJet,
     Jet,
@@ -22,7 +22,6 @@ from taylorderiv.rules.engine import (
     shift_dims,
     wrap_dim,
 )
-from taylorderiv.rules.fallback import fall_back
 from taylorderiv.rules.unary import apply_unary
 
 
