@@ -32,7 +32,7 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_wide_networks_save_and_narrow_ones_recompute_most():
-    narrow, wide = torch.empty(64, 64), torch.empty(512, 512)
+    narrow, wide = torch.empty(16, 16), torch.empty(512, 512)  # on every instruction set
     assert 0 < kernels.saved_bytes([narrow, narrow]) < 2**25
     assert kernels.saved_bytes([wide, wide]) > 2**25
     with fusion(save=True):
