@@ -35,8 +35,63 @@ template <class T>
 struct ExpPair {
   T e, m;
 };
+#if defined(__CUDA_ARCH__)
+// To 1 ulp, without branches. Near 0 by a polynomial: z + z^2 (1/2 + ...), the best one on [-1/2, 0].
+TD_HD ExpPair<float> exp_pair(float z) {
+  const float e = exp(z);
+  float q = 0.0011642869794741273f;
+  q = q * z + 0.008238221518695354f;
+  q = q * z + 0.04164993017911911f;
+  q = q * z + 0.16666562855243683f;
+  q = q * z + 0.5f;
+  return {e, z < -0.5f ? e - 1.0f : q * (z * z) + z};
+}
+#else
 TD_HD ExpPair<float> exp_pair(float z) { return {exp(z), expm1(z)}; }
+#endif
 TD_HD ExpPair<double> exp_pair(double z) { return {exp(z), expm1(z)}; }
+// 1 / (1 + e) for 0 <= e <= 1.
+template <class T>
+TD_HD T inverse_of_one_plus(const T& e) {
+  return T(1.0) / (T(1.0) + e);
+}
+#if defined(__CUDA_ARCH__)
+// Without what a division does where it might overflow.
+TD_HD float inverse_of_one_plus(float e) {
+  const float x = 1.0f + e;
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r * (1.0f - x * r) + r;
+}
+#endif
+template <class T>
+struct SinCos {
+  T sin, cos;
+};
+template <class T>
+TD_HD SinCos<T> sin_cos(const T& x) {
+  return {sin(x), cos(x)};
+}
+#if defined(__CUDA_ARCH__)
+// To 1.5 ulp, without branches: multiples of pi/2, in three parts, are subtracted, and polynomials taken that are the
+// best ones on [-pi/4, pi/4]. NaN where that many multiples aren't exact; what isn't finite is done again, with care.
+TD_HD SinCos<float> sin_cos(float x) {
+  const float k = rintf(x * 0.636619772367581f);
+  float r = fmaf(-k, 1.5707963705062866f, x);
+  r = fmaf(-k, -4.371138828673793e-08f, r);
+  r = fmaf(-k, -1.7151245100058819e-15f, r);
+  const float t = r * r;
+  const float s =
+      fmaf(r * t, fmaf(fmaf(-0.00019582831009756774f, t, 0.008332724682986736f), t, -0.166666641831398f), r);
+  float c = fmaf(2.4542870960431173e-05f, t, -0.0013888279208913445f);
+  c = fmaf(fmaf(fmaf(c, t, 0.0416666641831398f), t, -0.5f), t, 1.0f);
+  const int quadrant = int(k);
+  const float sine = quadrant % 2 == 0 ? s : c, cosine = quadrant % 2 == 0 ? c : s;
+  const bool near = abs(x) < 48000.0f;
+  const float none = HUGE_VALF - HUGE_VALF;
+  return {near ? (quadrant & 2) != 0 ? -sine : sine : none, near ? (quadrant + 1 & 2) != 0 ? -cosine : cosine : none};
+}
+#endif
 // So close to the smallest number that relative accuracy is lost, or about to be.
 TD_HD bool is_tiny(float x) { return abs(x) < 1e-30f; }
 TD_HD bool is_tiny(double x) { return abs(x) < 1e-290; }

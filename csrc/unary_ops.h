@@ -370,8 +370,9 @@ struct Sin : Oscillator<-1> {
   TD_HD explicit Sin(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
-    v.y = sin(x);
-    v.s = cos(x);
+    const SinCos<T> p = sin_cos(x);
+    v.y = p.sin;
+    v.s = p.cos;
   }
 };
 
@@ -381,8 +382,9 @@ struct Cos : Oscillator<-1> {
   TD_HD explicit Cos(const double*) {}
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
-    v.y = cos(x);
-    v.s = -sin(x);
+    const SinCos<T> p = sin_cos(x);
+    v.y = p.cos;
+    v.s = -p.sin;
   }
 };
 
@@ -427,7 +429,7 @@ struct Tanh : Op {
   template <class T>
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
     const ExpPair<T> p = exp_pair(T(-2.0) * abs(x));
-    const T d = T(1.0) / (T(1.0) + p.e);
+    const T d = inverse_of_one_plus(p.e);
     v.y = select(x < T(0.0), p.m * d, -(p.m * d));
     v.s = T(4.0) * p.e * d * d;  // 1 / cosh^2
   }
@@ -544,7 +546,7 @@ struct Logistic {
   T sigma, q, tau;
   TD_HD explicit Logistic(const T& z) {
     const ExpPair<T> p = exp_pair(-abs(z));
-    const T larger = T(1.0) / (T(1.0) + p.e);
+    const T larger = inverse_of_one_plus(p.e);
     const auto negative = z < T(0.0);
     sigma = select(negative, p.e * larger, larger);
     q = p.e * larger * larger;

@@ -38,11 +38,12 @@ constexpr CudaVariant narrow_variant() {
   return {&elementwise<P, S, PaddedOrder<order>, width>, order, width, sizeof(S), 0};
 }
 
-// Several elements per thread: accesses of at most 16 bytes, and live series within a budget of registers.
+// Several elements per thread: accesses of at most 16 bytes, and live series within a budget of registers, beyond which
+// an H200 moves fewer bytes, not more.
 template <class P, class S, int order>
 constexpr CudaVariant wide_variant() {
   constexpr int words = sizeof(typename P::template Number<Widened<S>>) / sizeof(float);
-  constexpr int fitting = 64 / (P::series * (order + 1) * words), most = 16 / int(sizeof(S));
+  constexpr int fitting = 96 / (P::series * (order + 1) * words), most = 16 / int(sizeof(S));
   constexpr int width = fitting < most ? fitting : most;
   return narrow_variant<P, S, order, width >= 8 ? 8 : width >= 4 ? 4 : width >= 2 ? 2 : 1>();
 }
@@ -60,7 +61,8 @@ constexpr auto make_variants() {
     return std::array{loop_variant<P, S>()};
   } else if constexpr (sizeof(S) == 2) {
     // Fewer, for the compile time.
-    return std::array{wide_variant<P, S, 4>(), narrow_variant<P, S, highest_order>(), loop_variant<P, S>()};
+    return std::array{wide_variant<P, S, 2>(), wide_variant<P, S, 4>(), narrow_variant<P, S, highest_order>(),
+                      loop_variant<P, S>()};
   } else {
     return std::array{wide_variant<P, S, 2>(),
                       wide_variant<P, S, 4>(),

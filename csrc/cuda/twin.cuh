@@ -59,6 +59,15 @@ TD_HD ExpPair<Twin<T>> exp_pair(const Twin<T>& z) {
   return {{lo.e, hi.e}, {lo.m, hi.m}};
 }
 template <class T>
+TD_HD SinCos<Twin<T>> sin_cos(const Twin<T>& x) {
+  const auto lo = sin_cos(x.lo), hi = sin_cos(x.hi);
+  return {{lo.sin, hi.sin}, {lo.cos, hi.cos}};
+}
+template <class T>
+TD_HD Twin<T> inverse_of_one_plus(const Twin<T>& e) {
+  return {inverse_of_one_plus(e.lo), inverse_of_one_plus(e.hi)};
+}
+template <class T>
 TD_HD typename Twin<T>::Mask is_infinite(const Twin<T>& x) {
   return {is_infinite(x.lo), is_infinite(x.hi)};
 }
