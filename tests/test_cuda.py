@@ -153,9 +153,12 @@ def test_weights_of_a_chain_that_are_not_finite(op: str, value: float, dtype: to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("op", ["tanh", "sin", "silu"])
-def test_weights_that_are_not_finite_of_jets_in_registers(op: str, value: float, dtype: torch.dtype) -> None:
-    not_finite_agrees(CHAINS, op, value, dtype, layout=Layout((2, 1)), points=4005)
+@pytest.mark.parametrize("op", ["tanh", "sin", "silu", "gelu"])
+@pytest.mark.parametrize("widths", [(2, 3, 18, 1), (5, 6, 18, 5)])
+def test_weights_that_are_not_finite_of_jets_in_registers(
+    widths: tuple[int, ...], op: str, value: float, dtype: torch.dtype
+) -> None:
+    not_finite_agrees(CHAINS, op, value, dtype, widths=widths, layout=Layout((2, 1)), points=4005)
 
 
 def test_chains_give_the_same_bits_every_time() -> None:

@@ -126,12 +126,13 @@ def test_not_finite_weights(chains: Chains, op: str, value: float, dtype: torch.
 
 @by_float
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("op", ["tanh", "sin", "silu"])
+@pytest.mark.parametrize("op", ["tanh", "sin", "silu", "gelu"])
 @pytest.mark.parametrize("layout", [Layout((2, 1)), Layout((2, 2), (1.0, 0.5))], ids=str)
+@pytest.mark.parametrize("widths", [(2, 3, 18, 1), (5, 6, 18, 5)])
 def test_not_finite_weights_of_jets_in_registers(
-    chains: Chains, op: str, layout: Layout, value: float, dtype: torch.dtype
+    chains: Chains, widths: tuple[int, ...], op: str, layout: Layout, value: float, dtype: torch.dtype
 ) -> None:
-    not_finite_agrees(chains, op, value, dtype, layout=layout, points=35)
+    not_finite_agrees(chains, op, value, dtype, widths=widths, layout=layout, points=35)
 
 
 def test_no_gradient_of_the_input(chains: Chains) -> None:
@@ -271,6 +272,7 @@ NUMBERS = ("float", "double")
 UNROLLED_OPS = re.findall(r"X\((\w+)\)", (build.CSRC / "cuda" / "chain_ops.h").read_text().partition("define")[2])
 
 
+REPAIRED = ("JetRegisters", "WeightSums")
 FIXED_HEADER = (build.CSRC / "cuda" / "fixed_layouts.h").read_text()
 FIXED_LAYOUTS = re.findall(r"X\(([-\d, ]+)\)", FIXED_HEADER)
 FIXED_OPS = re.findall(r"X\(([A-Z]\w+)\)", FIXED_HEADER)
@@ -301,22 +303,26 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
             chain_agrees(chains, few, dtype, tf32=tf32)
             chain_agrees(chains, many, dtype, tf32=tf32)
             for orders in FIXED_LAYOUTS:
-                for op in ("tanh", "sin", "silu"):
+                for op in ("tanh", "sin", "silu", "gelu"):
                     case = Case((2, 16, 3), (op, ""), layout_of(orders), 32)
                     chain_agrees(chains, case, dtype, tf32=tf32)
                     if dtype.itemsize > 2:
-                        not_finite_agrees(chains, op, float("inf"), dtype, layout=case.layout, points=32)
+                        rest = {"layout": case.layout, "points": 32}
+                        not_finite_agrees(chains, op, float("inf"), dtype, widths=(5, 6, 18, 5), **rest)
     kernels = set(re.findall(r"(\w+<.*>)\(ChainTask", listed(library.launched()).replace("> >", ">>")))
     functions = listed(library.entered())
     products = set(re.findall(r"(linear|outer)\(.*\[with Arithmetic = (\S+); int tiles = (\d)", functions))
     activations = re.findall(r" P = (\w+)<(\w+)>; Number = (\w+); Orders = (\w+)", functions)
     fixed = set(
         re.findall(
-            r"(fixed_layer|fixed_layer_backward|fixed_activation|redo_with_care)\(.*\[with Op = (\w+);"
-            r"(?: bool backward = (\w+);)? Number = (\w+); Layout = FixedLayout<(.*?)>",
+            r"redo_with_care\(.*\[with Op = (\w+); bool backward = (\w+); Layout = FixedLayout<(.*?)>; Number = (\w+);",
             functions,
         )
     )
+    # Of a layer's results, and of the gradient of a weight.
+    repairs = [
+        set(re.findall(rf" repair\({of}<.*\[with Number = float; int size = (\d+)", functions)) for of in REPAIRED
+    ]
     with capsys.disabled():
         for kernel in sorted(kernels):
             print(f"\n{kernel}", end="")  # noqa: T201
@@ -324,8 +330,9 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
             print(f"\n{name:8} {mma:24} {tiles} tiles", end="")  # noqa: T201
         for group, count in sorted(Counter((name, number, orders) for name, _, number, orders in activations).items()):
             print(f"\nactivation {' '.join(group):36} {count:3} ops", end="")  # noqa: T201
-        for group, count in sorted(Counter((f[0], f[2], f[3], f[4]) for f in fixed).items()):
-            print(f"\n{group[0]:20} {group[1]:5} {group[2]:6} layout {group[3]:12} {count} ops", end="")  # noqa: T201
+        for (backward, layout, number), count in sorted(Counter(f[1:] for f in fixed).items()):
+            name = "backward" if backward == "true" else "forward"
+            print(f"\nin registers {name:8} {number:6} layout {layout:12} {count} ops", end="")  # noqa: T201
     assert kernels == {
         *(f"{name}<{number}>" for name in ("chain_forward", "chain_backward") for number in NUMBERS),
         *(
@@ -346,23 +353,13 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
         *(("linear", mma, "4") for mma in MMAS if "Tf32" in mma),  # the others take in twice as much in a step
     }
     assert fixed == {
-        (name, op, backward, number, orders)
-        for name, backward in (
-            ("fixed_layer", ""),
-            ("fixed_layer_backward", ""),
-            ("redo_with_care", "false"),
-            ("redo_with_care", "true"),
-        )
+        (op, backward, orders, number)
         for op in FIXED_OPS
-        for number in NUMBERS
+        for backward in ("false", "true")
         for orders in FIXED_LAYOUTS
-    } | {
-        ("fixed_activation", op, "", number, orders)
-        for op in FIXED_OPS
         for number in NUMBERS
-        for orders in FIXED_LAYOUTS
-        if layout_of(orders).size > 6
     }
+    assert repairs == [{str(layout_of(orders).size) for orders in FIXED_LAYOUTS}] * 2
     for number in NUMBERS:
         for name in ("Forward", "Backward"):
             ops = {orders: set() for orders in ("LoopOrders", "PaddedOrders")}

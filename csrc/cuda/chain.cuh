@@ -185,7 +185,7 @@ class ChainTile {
       // The weight's numbers for these columns are adjacent.
       multiply({h, z, stride(), rows_, packed(places.weight + int64_t(first) * covered(layer.out), layer.out), 0,
                 covered(layer.out) / 8, groups(columns), layer.out,
-                layer.bias == nullptr || first > 0 ? nullptr : numbers() + places.bias, pitch_, first > 0, ring()});
+                layer.bias == nullptr || first > 0 ? nullptr : numbers() + places.bias, points_, first > 0, ring()});
       __syncthreads();
     }
   }
@@ -230,13 +230,12 @@ class ChainTile {
     return columns - first < part_columns ? columns - first : part_columns;
   }
 
- protected:
+ private:
   __device__ void measure() {
     begin_ = tile_ * task_.tiling.points;
     const int64_t left = task_.points - begin_;
     points_ = left < task_.tiling.points ? int(left) : task_.tiling.points;
-    pitch_ = task_.tiling.whole ? task_.tiling.points : points_;
-    rows_ = pitch_ * task_.coefficients;
+    rows_ = points_ * task_.coefficients;
   }
   __device__ int stride() const { return task_.tiling.stride; }
   __device__ static int groups(int columns) { return covered(columns) / Slot<Number>::group; }
@@ -255,8 +254,8 @@ class ChainTile {
   // f(place) if the tile's row is in use, where it starts in a tensor (C, points, width).
   template <class F>
   __device__ void with_place(int row, int width, const F& f) const {
-    const int coefficient = row / pitch_, point = row - coefficient * pitch_;
-    if (row < rows_ && point < points_) f((coefficient * task_.points + begin_ + point) * width);
+    const int coefficient = row / points_, point = row - coefficient * points_;
+    if (row < rows_) f((coefficient * task_.points + begin_ + point) * width);
   }
 
   __device__ Number* image(int i) const {
@@ -303,7 +302,6 @@ class ChainTile {
   const ChainTask& task_;
   int64_t tile_, begin_;
   int points_, rows_;
-  int pitch_;  // rows from coefficient to coefficient: points, of which the first points_ are in use
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -7,16 +7,17 @@
 #include "chain_ops.h"
 #include "chain_task.h"
 #include "element.cuh"
+#include "jets.cuh"
 #include "matmul.cuh"
 
 TD_NAMESPACE_BEGIN
 
-// A number of a packed weight: of which row, and which column. See PackedOperand.
+// A number of a packed weight of so many rows: of which row, and which column. See PackedOperand.
 template <class Number>
 __device__ __forceinline__ void unpacked(int64_t at, int rows, int& row, int& column) {
   using S = Slot<Number>;
   const int64_t slot = at / S::numbers, tile = slot / 32;
-  const int thread = slot % 32, tiles = covered(rows) / 8;
+  const int thread = slot % 32, tiles = rows / 8;
   row = int(tile % tiles) * 8 + thread / 4;
   column = int(tile / tiles) * S::group + thread % 4 * S::numbers + at % S::numbers;
 }
@@ -30,19 +31,19 @@ __global__ void __launch_bounds__(256, 1) pack_chain(const __grid_constant__ Cha
     const CudaChainLayer& layer = task.layer[i];
     const ChainPlaces& places = task.places[i];
     const S* const weight = static_cast<const S*>(layer.weight);
-    const int64_t numbers = int64_t(covered(layer.in)) * covered(layer.out);
-    for (int64_t at = thread; at < numbers; at += threads) {
+    const int ins = task.packed_columns(layer.in), outs = task.packed_columns(layer.out);
+    for (int64_t at = thread; at < int64_t(ins) * outs; at += threads) {
       int out, in;
-      unpacked<Number>(at, layer.out, out, in);
+      unpacked<Number>(at, outs, out, in);
       const bool used = out < layer.out && in < layer.in;
       packed[places.weight + at] = used ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
       if (!backward) continue;
-      unpacked<Number>(at, layer.in, in, out);
+      unpacked<Number>(at, ins, in, out);
       const bool used_transposed = out < layer.out && in < layer.in;
       packed[places.transposed + at] = used_transposed ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
     }
     if (layer.bias == nullptr) continue;
-    for (int64_t at = thread; at < covered(layer.out); at += threads) {
+    for (int64_t at = thread; at < outs; at += threads) {
       packed[places.bias + at] = at < layer.out ? widened(static_cast<const S*>(layer.bias)[at]) : Number(0);
     }
   }
@@ -52,47 +53,54 @@ __global__ void __launch_bounds__(256, 1) pack_chain(const __grid_constant__ Cha
 // every 8th block, neighbouring threads adjacent numbers; then a thread adds the warps' results.
 constexpr int reducing_warps = 8;
 
+// Puts the n-th of a block's sums where it belongs.
+template <class Number, class S>
+__device__ __forceinline__ void store_gradient(const ChainTask& task, int64_t n, Number sum) {
+  int i = task.layers - 1;
+  while (n < task.places[i].weight_sums) --i;
+  const CudaChainLayer& layer = task.layer[i];
+  if (n >= task.places[i].bias_sums) {
+    n -= task.places[i].bias_sums;
+    if (layer.bias_gradient != nullptr && n < layer.out) narrow(sum, static_cast<S*>(layer.bias_gradient)[n]);
+    return;
+  }
+  n -= task.places[i].weight_sums;
+  const int columns = task.packed_columns(layer.in), tiles = columns / 8;
+  int out, in;
+  if (!task.fixed()) {
+    weight_gradient_at<Number>(n, tiles, out, in);
+  } else if (is_thin(layer.in) || is_thin(layer.out)) {
+    out = int(n / columns);
+    in = int(n % columns);
+  } else {
+    const int64_t tile = n / 128, all_tiles = task.packed_columns(layer.out) / 8;
+    product_of_columns_at<Number>(tile / all_tiles, tile % all_tiles, n % 4, n / 4 % 32, in, out);
+  }
+  if (layer.weight_gradient != nullptr && out < layer.out && in < layer.in) {
+    narrow(sum, static_cast<S*>(layer.weight_gradient)[int64_t(out) * layer.in + in]);
+  }
+}
+
 template <class Number, class S>
 __global__ void __launch_bounds__(32 * reducing_warps, 1)
     reduce_chain(const __grid_constant__ ChainTask task, int blocks) {
   Number* const of_warps = static_cast<Number*>(shared_memory());
   const int warp = threadIdx.x / 32;
-  // store(n, sum) for numbers n < count, whose sums in a block stand from `first` on.
-  const auto reduce = [&](int64_t first, int64_t count, const auto& store) {
-    for (int64_t begin = int64_t(blockIdx.x) * 32; begin < count; begin += int64_t(gridDim.x) * 32) {
-      const int64_t n = begin + lane();
-      Number sum(0);
-      if (n < count) {
-        const Number* const numbers = static_cast<const Number*>(task.blocks) + first + n;
-#pragma unroll 4
-        for (int block = warp; block < blocks; block += reducing_warps) sum += numbers[block * task.block_numbers];
-      }
-      of_warps[threadIdx.x] = sum;
-      __syncthreads();
-      if (warp == 0 && n < count) {
-        for (int other = 1; other < reducing_warps; ++other) sum += of_warps[other * 32 + lane()];
-        store(n, sum);
-      }
-      __syncthreads();
+  for (int64_t begin = int64_t(blockIdx.x) * 32; begin < task.sums; begin += int64_t(gridDim.x) * 32) {
+    const int64_t n = begin + lane();
+    Number sum(0);
+    if (n < task.sums) {
+      const Number* const numbers = static_cast<const Number*>(task.blocks) + n;
+#pragma unroll 8
+      for (int block = warp; block < blocks; block += reducing_warps) sum += numbers[block * task.block_numbers];
     }
-  };
-  for (int i = 0; i < task.layers; ++i) {
-    const CudaChainLayer& layer = task.layer[i];
-    const ChainPlaces& places = task.places[i];
-    if (layer.weight_gradient != nullptr) {
-      const int tiles = covered(layer.in) / 8;
-      reduce(places.weight_sums, round_up(layer.out, ChainTiling::row_step) * covered(layer.in),
-             [&](int64_t n, Number sum) {
-        int out, in;
-        weight_gradient_at<Number>(n, tiles, out, in);
-        if (out < layer.out && in < layer.in) {
-          narrow(sum, static_cast<S*>(layer.weight_gradient)[int64_t(out) * layer.in + in]);
-        }
-      });
+    of_warps[threadIdx.x] = sum;
+    __syncthreads();
+    if (warp == 0 && n < task.sums) {
+      for (int other = 1; other < reducing_warps; ++other) sum += of_warps[other * 32 + lane()];
+      store_gradient<Number, S>(task, n, sum);
     }
-    if (layer.bias_gradient == nullptr) continue;
-    reduce(places.bias_sums, layer.out,
-           [&](int64_t n, Number sum) { narrow(sum, static_cast<S*>(layer.bias_gradient)[n]); });
+    __syncthreads();
   }
 }
 
@@ -144,15 +152,16 @@ int fixed_layout(const CudaChain& chain) {
 }
 
 ChainTask plan(const CudaChain& chain, bool backward, const CudaDevice& device) {
-  int widest = 1;
+  int widest = 1, widest_activated = 1;
   for (int i = 0; i < chain.layers; ++i) {
     widest = std::max({widest, std::min(chain.layer[i].in, part_columns), chain.layer[i].out});
+    if (chain.layer[i].op >= 0) widest_activated = std::max(widest_activated, chain.layer[i].out);
   }
   const int bytes = chain.arithmetic == ChainArithmetic::f64 ? sizeof(double) : sizeof(float);
   const int fixed = fixed_layout(chain);
   // Fewer points are better off with a few on each multiprocessor.
   if (fixed >= 0 && chain.points >= 16 * int64_t(device.multiprocessors)) {
-    const auto tiling = ChainTiling::whole_tiles(chain.coefficients, widest, bytes, backward, device);
+    const auto tiling = ChainTiling::of_fixed(chain.coefficients, widest_activated, widest, bytes, backward, device);
     if (tiling.points > 0) return {chain, tiling, fixed, backward};
   }
   return {chain, ChainTiling(chain.coefficients, widest, bytes, backward, chain.points, device), -1, backward};
@@ -177,6 +186,8 @@ struct Start {
       task.loops[i] = !is_unrolled(chain.layer[i].op, chain.order);
       if (task.loops[i]) scratch_bytes = loop_scratch_bytes(chain.order);
     }
+    if (task.fixed() && !backward)
+      task.tiling.shared_bytes = task.tiling.buffer * int64_t(sizeof(Number));  // one is enough
     const int shared_bytes = int(task.tiling.shared_bytes), threads = task.tiling.threads;
     int resident = 0;
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -199,7 +210,8 @@ struct Start {
     launch(check, packing, 256, 0, &pack_chain<Number, S>, task, backward);
     launch(check, blocks, threads, shared_bytes, kernel, task);
     if (backward) {
-      launch(check, packing, 32 * reducing_warps, 32 * reducing_warps * int(sizeof(Number)), &reduce_chain<Number, S>,
+      const int reducing = int(std::min<int64_t>((task.sums + 31) / 32, 8 * properties.multiprocessors));
+      launch(check, reducing, 32 * reducing_warps, 32 * reducing_warps * int(sizeof(Number)), &reduce_chain<Number, S>,
              task, blocks);
     }
     return check.message();
@@ -257,7 +269,7 @@ int64_t chain_saved(const CudaChain& chain, int device) {
   const CudaDevice properties = describe(device, check);
   if (check.message() != nullptr) return -1;  // the start says why
   const ChainTask task = plan(chain, true, properties);
-  return task.tiling.points == 0 ? -1 : task.tiles * task.images * task.tiling.buffer;
+  return task.tiling.points == 0 ? -1 : task.tiles * task.images * task.image;
 }
 
 const char* start_chain(const CudaChain& chain, int device, const CudaAllocate& allocate) {

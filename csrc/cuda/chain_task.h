@@ -12,6 +12,10 @@ inline constexpr int part_columns = ChainTiling::widest;
 // Of a layer's columns, those that fragments cover.
 constexpr int covered(int columns) { return int(round_up(columns, ChainTiling::column_step)); }
 
+// Where jets stay in registers, the gradient of a weight with so few rows or columns needs no matrix unit.
+inline constexpr int most_thin_columns = 4;
+constexpr bool is_thin(int columns) { return columns <= most_thin_columns; }
+
 // Where a layer's numbers stand: its weight, packed as it is and transposed, and its bias among the packed numbers; the
 // sums for the gradients of its weight and its bias among those of a block.
 struct ChainPlaces {
@@ -21,7 +25,8 @@ struct ChainPlaces {
 struct ChainTask : CudaChain {
   ChainTiling tiling;
   int64_t tiles;
-  int images;              // layers whose numbers before the activation are kept for the backward pass, as buffers
+  int images;              // layers whose numbers before the activation are kept for the backward pass
+  int64_t image;           // numbers kept of one
   int64_t packed_numbers;  // of all layers
   int64_t sums;            // numbers of a block's sums
   int64_t block_numbers;   // these, and its images unless the forward pass saved them
@@ -33,10 +38,12 @@ struct ChainTask : CudaChain {
 
   ChainTask(const CudaChain& chain, const ChainTiling& tiling_, int fixed_layout_, bool backward)
       : CudaChain(chain), tiling(tiling_), packed_numbers(0), sums(0), fixed_layout(fixed_layout_) {
+    const int warp_columns = 8 * fixed_tiles(coefficients, arithmetic == ChainArithmetic::f64 ? 8 : 4);
+    image = fixed() ? int64_t(coefficients) * tiling.points * tiling.threads / 32 * warp_columns : tiling.buffer;
     tiles = tiling.points == 0 ? 0 : (points + tiling.points - 1) / tiling.points;
     images = layer[layers - 1].op < 0 ? layers - 1 : layers;
     for (int i = 0; i < layers; ++i) {
-      const int64_t in = covered(layer[i].in), out = covered(layer[i].out);
+      const int64_t in = packed_columns(layer[i].in), out = packed_columns(layer[i].out);
       places[i].weight = packed_numbers;
       places[i].transposed = packed_numbers += in * out;
       if (backward) packed_numbers += in * out;
@@ -47,12 +54,17 @@ struct ChainTask : CudaChain {
       places[i].bias_sums = sums;
       sums += out;
     }
-    block_numbers = sums + (saved == nullptr ? images * tiling.buffer : 0);
-    if (fixed_layout >= 0) {
+    block_numbers = sums + (saved == nullptr ? images * image : 0);
+    if (fixed()) {
       for (int i = 0, r = 0; i < layout.runs(); ++i) {
         for (int left = layout.length(i); left > 0; --left) direction_weights[r++] = layout.weight(i);
       }
     }
+  }
+  TD_HD bool fixed() const { return fixed_layout >= 0; }
+  // Rows or columns of a packed weight, and of its gradient's sums.
+  TD_HD int packed_columns(int columns) const {
+    return fixed() ? int(round_up(columns, ChainTiling::row_step)) : covered(columns);
   }
 };
 

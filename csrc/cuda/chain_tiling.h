@@ -14,10 +14,17 @@ struct CudaDevice {
   int64_t shared_bytes, block_shared_bytes;  // of a multiprocessor, and those that a block may have
 };
 
-// Where a warp keeps whole jets in registers: how many columns by 8 it takes at once, and whether the backward pass has
-// three buffers, else two, and evaluates activations once more.
-constexpr int fixed_tiles(int coefficients) { return coefficients <= 6 ? 2 : 1; }
-constexpr bool fixed_three_buffers(int coefficients) { return coefficients <= 6; }
+// Where a thread keeps whole jets in registers: how many columns by 8 its warp computes at once, so that the sums take
+// 48 registers, or 96 for long jets (float64: two a number); and how many warps the rest of the registers is enough
+// for. Measured on an H200: fewer columns mean more warps, but each of them takes the left operand apart again.
+constexpr int fixed_tiles(int coefficients, int number_bytes) {
+  const int words = coefficients * (number_bytes / 4);
+  return words <= 3 ? 4 : words <= 12 ? 2 : 1;
+}
+constexpr int fixed_warps(int coefficients, int number_bytes) {
+  const int words = coefficients * (number_bytes / 4);
+  return 4 * words * fixed_tiles(coefficients, number_bytes) <= 48 ? 16 : 8;
+}
 
 // A buffer in shared memory holds a tile's coefficients of one layer: a row for each coefficient and point, the points
 // of a coefficient next to each other. What is outside the layer's rows and columns is zero, up to the next multiples
@@ -26,12 +33,12 @@ struct ChainTiling {
   static constexpr int row_step = 32;       // rows that a warp computes at once
   static constexpr int column_step = 16;    // whole fragments of a matrix product
   static constexpr int most_threads = 256;  // of a block
+  static constexpr int fixed_points = 16;   // of a tile where jets stay in registers
   static constexpr int most_layers = 32;    // it all has to fit into a kernel's parameters
   static constexpr int widest = 256;        // layer that buffers are made for; wider inputs come in several parts
   static constexpr int ring_slots = 8;      // of 8 bytes, in which each thread receives copies of weights
 
   int points;      // 0: nothing fits
-  bool whole;      // rows are kept for all these points, also in the last tile, which may have fewer
   int threads;     // of a block
   int stride;      // numbers from row to row
   int64_t buffer;  // numbers of a buffer
@@ -41,7 +48,7 @@ struct ChainTiling {
   // buffers, the forward pass two.
   ChainTiling(int coefficients, int widest_layer, int number_bytes, bool backward, int64_t all_points,
               const CudaDevice& device)
-      : ChainTiling(widest_layer, number_bytes, false) {
+      : ChainTiling(widest_layer, number_bytes) {
     const int64_t row_bytes = int64_t(stride) * number_bytes * (backward ? 3 : 2);
     const int columns = (widest_layer + 31) / 32;
     const int64_t enough = std::max<int64_t>(1, all_points / device.multiprocessors);  // work for each multiprocessor
@@ -62,28 +69,18 @@ struct ChainTiling {
     }
   }
 
-  // Tiles whose points are a multiple of 16: each warp takes 16 of them, in all coefficients, and fixed_tiles() columns
-  // by 8.
-  static ChainTiling whole_tiles(int coefficients, int widest_layer, int number_bytes, bool backward,
-                                 const CudaDevice& device) {
-    ChainTiling tiling(widest_layer, number_bytes, true);
-    const int buffers = backward && fixed_three_buffers(coefficients) ? 3 : 2;
-    const int64_t row_bytes = int64_t(tiling.stride) * number_bytes * buffers;
-    const int64_t columns = round_up(widest_layer, column_step) / (8 * fixed_tiles(coefficients));
-    double best = 0.0;
-    for (int64_t p = 16; p <= 128; p += 16) {
-      const int64_t rows = round_up(p * coefficients, row_step), jobs = p / 16 * columns;
-      const Block block = with_warps(jobs, rows * row_bytes);
-      if (block.bytes > device.block_shared_bytes) break;
-      // Warps at work on a multiprocessor. The compiler may use 128 registers for a thread, of float64 twice as many.
-      const int64_t most_warps = number_bytes == 4 ? 16 : 8;
-      const int64_t blocks = std::min(device.shared_bytes / (block.bytes + reserved_bytes), most_warps / block.warps);
-      const double busy = double(jobs) / double(round_up(jobs, block.warps));
-      const double score = busy * double(std::max<int64_t>(blocks, 1) * block.warps) * (1.0 + 1e-3 * double(p));
-      if (score < best) continue;
-      best = score;
-      tiling.take(int(p), rows, block, rows * row_bytes);
-    }
+  // Tiles where jets stay in registers: 16 points, and for each 8 * fixed_tiles() columns of a layer with an activation
+  // a warp. See jets.cuh for the order of numbers in a buffer. One is enough for the forward pass, two are for the
+  // backward pass. `widest_layer` counts all layers and the input.
+  static ChainTiling of_fixed(int coefficients, int widest_activated, int widest_layer, int number_bytes, bool backward,
+                              const CudaDevice& device) {
+    const int64_t columns = 8 * fixed_tiles(coefficients, number_bytes);
+    const int64_t warps = round_up(widest_activated, columns) / columns;
+    ChainTiling tiling(widest_layer, number_bytes);
+    tiling.stride = int(round_up(std::max<int64_t>(widest_layer, warps * columns), row_step));
+    const int64_t rows = fixed_points * coefficients, bytes = rows * tiling.stride * number_bytes * (backward ? 2 : 1);
+    if (warps > fixed_warps(coefficients, number_bytes) || bytes > device.block_shared_bytes) return tiling;
+    tiling.take(fixed_points, rows, {warps, bytes}, bytes);
     return tiling;
   }
 
@@ -97,9 +94,8 @@ struct ChainTiling {
     const int64_t warps = std::clamp<int64_t>(jobs, 4, most_threads / 32);
     return {warps, buffer_bytes + warps * 32 * ring_slots * 8};
   }
-  ChainTiling(int widest_layer, int number_bytes, bool whole)
+  ChainTiling(int widest_layer, int number_bytes)
       : points(0),
-        whole(whole),
         threads(32),
         // Neighbouring rows then start in banks of shared memory that don't collide when a warp reads a fragment.
         stride(int(round_up(widest_layer, row_step)) + (number_bytes == 4 ? 8 : 4)),

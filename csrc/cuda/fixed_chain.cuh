@@ -1,40 +1,18 @@
-// The fused chain for layouts that are known when it is compiled. A warp multiplies 16 points of every coefficient at
-// once, so that each thread holds all coefficients of its numbers in the sums of the matrix product, and applies the
-// activation to them there: what goes to shared memory is the next layer's input.
+// The fused chain for layouts that are known when it is compiled. A block has 16 points, and each of its warps some of
+// every layer's columns, in all coefficients: a thread holds all coefficients of its numbers in the sums of the matrix
+// product, and applies the activation to them there. Shared memory only passes them on to the other warps.
 #pragma once
 
 #include "chain.cuh"
 #include "fixed_layouts.h"
+#include "jets.cuh"
 
 TD_NAMESPACE_BEGIN
 
-// From `from` times the weight to a layer's result: h forward; backward, where the product is the gradient of h, that
-// of z too.
-template <class Number>
-struct FixedLayerTask {
-  const Number* from;
-  Number *h, *gradient;  // null where not wanted
-  int stride;            // of all three
-  int pitch, points;     // of a coefficient: rows, and those in use
-  PackedOperand<Number> weight;
-  int groups, tiles, columns;  // as LinearTask has them
-  const Number* bias;          // or null
-  Number* image;               // of z, written forward unless null, and read backward
-  Slot<Number>* ring;
-  ChainArithmetic arithmetic;
-  const PackedLayout& layout;
-  const CudaParams& params;
-  const double* weights;  // see FixedLayout
-};
-
-// What a warp has of a layer's jets: of a thread's numbers, two are neighbours.
-template <class Number_, class Layout>
-struct FixedShape {
-  using Number = Number_;
-  static constexpr int size = Layout::size, tiles = fixed_tiles(size);
-  static constexpr bool three_buffers = fixed_three_buffers(size);
-  using Registers = Sums<Number, size, tiles>;
-  static constexpr int pairs = Mma<Number>::sums / 2;  // in a tile
+// What a thread holds of a warp's 16 points and 8 * tiles columns.
+template <class Number, int size, int tiles>
+struct JetRegisters {
+  Number of[size][tiles][4];
 };
 
 template <class T>
@@ -54,7 +32,7 @@ struct JetStore {
 
 // h = op(z). Returns whether that has to be done again, with care.
 template <class Op, class Layout, int size, class T>
-__device__ __forceinline__ auto activate_jet(const Op& op, const Layout& layout, const T (&z)[size], T (&h)[size]) {
+__device__ __forceinline__ bool activate_jet(const Op& op, const Layout& layout, const T (&z)[size], T (&h)[size]) {
   static_assert(!Op::wide && size == Layout::size);
   T not_finite(0.0);
   const auto singular = unary_forward<FixedOrders, false>(op, layout, JetLoad<T>{z}, JetStore<T>{h, &not_finite},
@@ -62,51 +40,115 @@ __device__ __forceinline__ auto activate_jet(const Op& op, const Layout& layout,
   return (!(not_finite == T(0.0))) | singular;
 }
 
-// From the gradient of h to that of z, likewise.
+// From the gradient of h to that of z, and h again, likewise.
 template <class Op, class Layout, int size, class T>
-__device__ __forceinline__ auto activate_jet_backward(const Op& op, const Layout& layout, const T (&z)[size],
-                                                      const T (&gradient)[size], T (&out)[size]) {
+__device__ __forceinline__ bool activate_jet_backward(const Op& op, const Layout& layout, const T (&z)[size],
+                                                      const T (&gradient)[size], T (&out)[size], T (&h)[size]) {
   T not_finite(0.0);
-  const auto singular = unary_backward<FixedOrders, false>(op, layout, JetLoad<T>{z}, JetLoad<T>{gradient},
-                                                           JetStore<T>{out, &not_finite}, static_cast<T*>(nullptr));
+  const auto singular =
+      unary_backward<FixedOrders, false>(op, layout, JetLoad<T>{z}, JetLoad<T>{gradient}, JetStore<T>{out, &not_finite},
+                                         static_cast<T*>(nullptr), JetStore<T>{h, &not_finite});
   return (!(not_finite == T(0.0))) | singular;
 }
 
-// f(job, point, column) for each job of this warp: 16 points from `point` on, 8 * tiles columns from `column` on.
-template <class Shape, class Number, class F>
-__device__ __forceinline__ void for_each_job_of_warp(const FixedLayerTask<Number>& task, const F& f) {
-  const int blocks = task.pitch / Mma<Number>::rows, jobs = blocks * (task.tiles / Shape::tiles);
-  for (int job = threadIdx.x / 32; job < jobs; job += blockDim.x / 32) {
-    f(job, job % blocks * Mma<Number>::rows, job / blocks * Shape::tiles * 8);
+template <class Number>
+__device__ __forceinline__ bool is_finite(Number x) {
+  return x * Number(0) == Number(0);
+}
+
+// A tile's matrix product of jets and a packed weight, of which `depth` columns are in use.
+template <class Number, int size>
+struct JetProduct {
+  Jets<Number, size> from;
+  PackedOperand<Number> weight;
+  int depth;
+
+  // registers = the product's 8 * tiles columns from tile `first` on.
+  template <class A, int tiles>
+  __device__ __forceinline__ void multiply(JetRegisters<Number, size, tiles>& registers, int first) const {
+    constexpr int step = eights_of_step<A>, groups_of_eight = 8 / Slot<Number>::group;
+#pragma unroll
+    for (int c = 0; c < size; ++c) {
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) registers.of[c][j][e] = Number(0);
+      }
+    }
+    const int eights = (depth + 8 * step - 1) / (8 * step) * step;
+    const Slot<Number>* at = weight.place(first * 8, 0);
+    const int group = weight.tiles * 32;  // slots from one to the next
+    Slot<Number> next[tiles][A::groups];
+    const auto read = [&] {
+#pragma unroll
+      for (int g = 0; g < A::groups; ++g) {
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) next[j][g] = at[g * group + j * 32];
+      }
+    };
+    read();
+#pragma unroll 1
+    for (int eight = 0; eight < eights; eight += step) {
+      typename A::Right right[tiles];
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) right[j] = A::right([&](int g) { return next[j][g]; });
+      at += step * groups_of_eight * group;
+      if (eight + step < eights) read();
+#pragma unroll
+      for (int c = 0; c + 1 < size; c += 2) {
+        const typename A::Left left[] = {left_operand<A>(eight, c), left_operand<A>(eight, c + 1)};
+        multiply_all<A>({registers.of[c], registers.of[c + 1]}, left, right);
+      }
+      if constexpr (size % 2 == 1) {
+        const typename A::Left left[] = {left_operand<A>(eight, size - 1)};
+        multiply_all<A>({registers.of[size - 1]}, left, right);
+      }
+    }
+  }
+
+  template <class A>
+  __device__ __forceinline__ typename A::Left left_operand(int eight, int c) const {
+    Four<Number> f[eights_of_step<A>];
+#pragma unroll
+    for (int s = 0; s < eights_of_step<A>; ++s) f[s] = from.rows(eight + s, c);
+    return left_of<A>(f);
+  }
+
+  // A number of the product, as IEEE arithmetic has it.
+  __device__ Number number(int point, int column, int c) const {
+    Number sum(0);
+#pragma unroll 1
+    for (int k = 0; k < depth; ++k) sum += from.p[from.place(point, k, c)] * weight.number(column, k);
+    return sum;
+  }
+};
+
+// Those of the numbers that aren't finite once more, where the arithmetic splits numbers into sums.
+template <class Number, int size>
+__device__ __noinline__ void repair(JetRegisters<Number, size, 1>& registers, JetProduct<Number, size> product,
+                                    int first) {
+  TD_TRACE;
+  using M = Mma<Number>;
+#pragma unroll 1
+  for (int n = 0; n < size * 4; ++n) {
+    Number& number = registers.of[n / 4][0][n % 4];
+    if (is_finite(number)) continue;
+    number = product.number(M::row(n % 4), first * 8 + M::column(n % 4), n / 4);
   }
 }
 
-// f(job, point, column, registers) likewise, with the product in the registers.
-template <class Layout, class Number, class F>
-__device__ __forceinline__ void for_each_product(const FixedLayerTask<Number>& task, const F& f) {
-  using Shape = FixedShape<Number, Layout>;
-  const RowOperand<Number> a{in_shared_memory(task.from), task.stride};
-  for_each_job_of_warp<Shape>(task, [&](int job, int point, int column) {
-    typename Shape::Registers registers;
-    registers.pitch = task.pitch;
-    registers.for_each([](Number& sum, int, int) { sum = Number(0); });
-    with_arithmetic<Number>(task.arithmetic, [&](auto arithmetic) {
-      using A = decltype(arithmetic);
-      registers.template add_product<A>(
-          a, point, StagedSteps<A, Shape::tiles>(task.ring, task.weight, column, task.groups), task.groups);
-      if constexpr (A::splits) {
-        registers.repair(a, point, task.weight, column, task.groups, Layout::size * task.pitch,
-                         static_cast<const Number*>(nullptr), 0);
-      }
-    });
-    f(job, point, column, registers);
-  });
-}
+// A warp's share of a layer's results, or of their gradient.
+template <class Number>
+struct WarpColumns {
+  int first;    // tile of 8 columns
+  int columns;  // of the layer, in use
+  int points;   // likewise
+};
 
-// A mask as bits, that of the first number being the lowest.
-__device__ __forceinline__ unsigned mask_bits(bool mask) { return mask ? 1 : 0; }
-__device__ __forceinline__ unsigned mask_bits(const TwinMask<bool>& mask) {
-  return mask_bits(mask.lo) | mask_bits(mask.hi) << 1;
+// Where a thread's e-th number of a fragment of sums is among those kept for the backward pass.
+template <class Number>
+__device__ constexpr int place_in_image(int e) {
+  return sizeof(Number) == sizeof(float) ? e : e % 2 * 2 + e / 2;
 }
 
 template <class P>
@@ -114,346 +156,669 @@ inline constexpr bool backward_pass = false;
 template <class Op>
 inline constexpr bool backward_pass<Backward<Op>> = true;
 
-// The e-th number of a tile, as one or as the first of a pair.
-template <class T, class Number>
-__device__ __forceinline__ T number_at(const Number (&of)[Mma<Number>::sums], int e) {
-  if constexpr (std::is_same_v<T, Number>) {
-    return of[e];
-  } else {
-    return {of[e], of[e + 1]};
-  }
-}
+// Functions of their own get copies of what they read, never a reference to a tile: nvcc 13.0 takes what follows a call
+// that knows where pointers to shared memory stand for unreachable.
 
-// f(j, e) for each T that a thread holds of one coefficient: number e of tile j, or that and the next one.
-template <class Shape, class T, class F>
-__device__ __forceinline__ void for_each_number(const F& f) {
-#pragma unroll
-  for (int j = 0; j < Shape::tiles; ++j) {
-#pragma unroll
-    for (int e = 0; e < 2 * Shape::pairs; e += sizeof(T) / sizeof(typename Shape::Number)) f(j, e);
-  }
-}
-
-// f(j, pair) for each pair of numbers that a thread holds of one coefficient.
-template <class Shape, class F>
-__device__ __forceinline__ void for_each_pair(const F& f) {
-#pragma unroll
-  for (int j = 0; j < Shape::tiles; ++j) {
-#pragma unroll
-    for (int pair = 0; pair < Shape::pairs; ++pair) f(j, pair);
-  }
-}
-
-// Where z's pairs stand in the image: those of a warp next to each other. The same thread writes and reads them.
-template <class Shape, class Number>
-__device__ __forceinline__ Two<Number>* in_image(Number* image, int job, int c, int j, int pair) {
-  const int64_t warp = ((int64_t(job) * Shape::size + c) * Shape::tiles + j) * Shape::pairs + pair;
-  return reinterpret_cast<Two<Number>*>(in_global_memory(image)) + warp * 32 + lane();
-}
-
-// A number of each coefficient to shared memory: zeros where there is no such point or column.
-template <class Number, int size>
-__device__ __forceinline__ void write_jet(const FixedLayerTask<Number>& task, const Number (&jet)[size], Number* to,
-                                          int point, int column) {
-  const bool used = point < task.points && column < task.columns;
-  Number* const place = in_shared_memory(to) + point * task.stride + column;
-#pragma unroll
-  for (int c = 0; c < size; ++c) place[c * task.pitch * task.stride] = used ? jet[c] : Number(0);
-}
-// The same for a pair.
-template <class Number, int size>
-__device__ __forceinline__ void write_jet(const FixedLayerTask<Number>& task, const Twin<Number> (&jet)[size],
-                                          Number* to, int point, int column) {
-  const bool first = point < task.points && column < task.columns, second = first && column + 1 < task.columns;
-  Number* const place = in_shared_memory(to) + point * task.stride + column;
-#pragma unroll
-  for (int c = 0; c < size; ++c) {
-    *reinterpret_cast<Two<Number>*>(place + c * task.pitch * task.stride) = {first ? jet[c].lo : Number(0),
-                                                                             second ? jet[c].hi : Number(0)};
-  }
-}
-
-// Does jets of a job again, by loops with arithmetic that copes with infinities: those of the set bits of `again`, a
-// pair having two neighbouring ones. `products` are a copy of the job's, in memory.
-template <class Op, bool backward, class Number, class Layout>
-__device__ __noinline__ void redo_with_care(const FixedLayerTask<Number>& task, int job, int point, int column,
-                                            unsigned again,
-                                            const typename FixedShape<Number, Layout>::Registers& products) {
+// Does jets again, by loops with arithmetic that copes with infinities: those of the set bits of `again`. In the
+// backward pass the product is h's gradient; the registers receive z's, and h receives h. In the forward pass, what is
+// kept of z is corrected, too, unless there is no image.
+template <class Op, bool backward, class Layout, class Number, int size, int tiles>
+__device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& registers, unsigned again,
+                                            JetProduct<Number, size> product, WarpColumns<Number> share,
+                                            const Number* bias, Number* image, Jets<Number, size, true> h,
+                                            const PackedLayout& layout, const CudaParams& params) {
   TD_TRACE;
-  using Shape = FixedShape<Number, Layout>;
   using M = Mma<Number>;
   using T = typename Forward<Op>::template Scratch<Number>;
   T memory[scratch_size(highest_chain_order, Op::aux)];
-  Number z[Shape::size], gradient[Shape::size];
+  Number z[size], gradient[size], result[size];
 #pragma unroll 1
-  for (int n = 0; n < Shape::tiles * M::sums; ++n) {
+  for (int n = 0; n < tiles * 4; ++n) {
     if ((again >> n) % 2 == 0) continue;
-    const int j = n / M::sums, e = n % M::sums;
-    const int row = point + M::row(e), at = column + j * 8 + M::column(e);
-    if (row >= task.points || at >= task.columns) continue;
+    const int j = n / 4, e = n % 4, point = M::row(e), column = (share.first + j) * 8 + M::column(e);
+    if (point >= share.points || column >= share.columns) continue;  // will be zeros
 #pragma unroll 1
-    for (int c = 0; c < Shape::size; ++c) {
-      gradient[c] = z[c] = products.of[c][j][e];
-      if constexpr (backward) {
-        const Two<Number>& both = *in_image<Shape>(task.image, job, c, j, e / 2);
-        z[c] = e % 2 == 0 ? both.first : both.second;
+    for (int c = 0; c < size; ++c) {
+      gradient[c] = z[c] = product.number(point, column, c);
+    }
+    if (bias != nullptr) z[0] += bias[column];
+    if (image != nullptr) {
+#pragma unroll 1
+      for (int c = 0; c < size; ++c) {
+        Number& kept = image[((c * tiles + j) * 32 + lane()) * 4 + place_in_image<Number>(e)];
+        backward ? z[c] = kept : kept = z[c];
       }
     }
-    const int place = row * task.stride + at, coefficient = task.pitch * task.stride;
-    const auto careful_pass = [&](auto pass, Number* out) {
+    // The layout's loops want coefficients next to each other.
+    const auto careful_pass = [&](auto pass) {
       using P = decltype(pass);
-      // Coefficients of z and the gradient are next to each other, those of the result are not.
-      Number result[Shape::size];
-      careful<P, Number>(task.layout, task.params,
+      careful<P, Number>(layout, params,
                          Pointers{{backward_pass<P> ? gradient : z, z, nullptr}, {result, nullptr}, 1, 0},
                          Strided<T>{memory, 1});
-#pragma unroll 1
-      for (int c = 0; c < Shape::size; ++c) out[place + c * coefficient] = result[c];
     };
-    if constexpr (!backward || Shape::three_buffers) careful_pass(Forward<Op>(task.params.values), task.h);
-    if constexpr (backward) careful_pass(Backward<Op>(task.params.values), task.gradient);
+    if constexpr (backward) {
+      careful_pass(Forward<Op>(params.values));
+#pragma unroll 1
+      for (int c = 0; c < size; ++c) h.p[h.place(point, column, c)] = result[c];
+      careful_pass(Backward<Op>(params.values));
+    } else {
+      careful_pass(Forward<Op>(params.values));
+    }
+#pragma unroll 1
+    for (int c = 0; c < size; ++c) registers.of[c][j][e] = result[c];
   }
 }
 
-// h of a job from its z, which is in the registers.
-template <class Op, class Layout, class Number>
-__device__ __forceinline__ void activate_job(const FixedLayerTask<Number>& task, int job, int point, int column,
-                                             const typename FixedShape<Number, Layout>::Registers& z_registers) {
-  using Shape = FixedShape<Number, Layout>;
-  using M = Mma<Number>;
-  // Pairs as one number have twice the arithmetic in flight, in twice the registers.
-  using T = std::conditional_t<(Shape::size <= 4 && sizeof(Number) == sizeof(float)), Twin<Number>, Number>;
-  const Layout layout(task.weights, task.layout.top_share());
-  const Op op(task.params.values);
-  unsigned again = 0;
-  for_each_number<Shape, T>([&](int j, int e) {
-    T z[Shape::size], h[Shape::size];
-#pragma unroll
-    for (int c = 0; c < Shape::size; ++c) z[c] = number_at<T>(z_registers.of[c][j], e);
-    again |= mask_bits(activate_jet(op, layout, z, h)) << (j * M::sums + e);
-    write_jet(task, h, task.h, point + M::row(e), column + j * 8 + M::column(e));
-  });
-  if (again != 0) {
-    const typename Shape::Registers copy = z_registers;
-    redo_with_care<Op, false, Number, Layout>(task, job, point, column, again, copy);
-  }
-}
+// The gradient of a weight, transposed, 16 * row_tiles by 32 of it: sums over points and coefficients.
+template <class Number, int row_tiles>
+struct WeightSums {
+  static constexpr int pairs = 2;
+  Number of[row_tiles][2 * pairs][4];
 
-template <class Op, class Number, class Layout>
-__device__ __noinline__ void fixed_layer(const FixedLayerTask<Number>& task) {
-  TD_TRACE;
-  using Shape = FixedShape<Number, Layout>;
-  using M = Mma<Number>;
-  for_each_product<Layout>(task, [&](int job, int point, int column, typename Shape::Registers& registers) {
-    if (task.bias != nullptr) {
-      const Number* const bias = in_global_memory(task.bias) + column;
-      for_each_pair<Shape>([&](int j, int pair) {
-        registers.of[0][j][2 * pair] += bias[j * 8 + M::column(0)];
-        registers.of[0][j][2 * pair + 1] += bias[j * 8 + M::column(1)];
-      });
-    }
-    if (task.image != nullptr) {
-      for_each_pair<Shape>([&](int j, int pair) {
+  template <class A, int size>
+  __device__ __forceinline__ void sum(const Jets<Number, size, true>& h, const Jets<Number, size>& gradient, int row,
+                                      int pair) {
+    constexpr int step = eights_of_step<A>;
 #pragma unroll
-        for (int c = 0; c < Shape::size; ++c) {
-          *in_image<Shape>(task.image, job, c, j, pair) = {registers.of[c][j][2 * pair],
-                                                           registers.of[c][j][2 * pair + 1]};
-        }
-      });
-    }
-    if (task.h != nullptr) activate_job<Op, Layout>(task, job, point, column, registers);
-  });
-}
-
-// The activation alone: from the image to h.
-template <class Op, class Number, class Layout>
-__device__ __noinline__ void fixed_activation(const FixedLayerTask<Number>& task) {
-  TD_TRACE;
-  using Shape = FixedShape<Number, Layout>;
-  for_each_job_of_warp<Shape>(task, [&](int job, int point, int column) {
-    typename Shape::Registers z;
-    for_each_pair<Shape>([&](int j, int pair) {
+    for (int i = 0; i < row_tiles; ++i) {
 #pragma unroll
-      for (int c = 0; c < Shape::size; ++c) {
-        const Two<Number> both = *in_image<Shape>(task.image, job, c, j, pair);
-        z.of[c][j][2 * pair] = both.first;
-        z.of[c][j][2 * pair + 1] = both.second;
+      for (int j = 0; j < 2 * pairs; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) of[i][j][e] = Number(0);
       }
-    });
-    activate_job<Op, Layout>(task, job, point, column, z);
-  });
-}
-
-template <class Op, class Number, class Layout>
-__device__ __noinline__ void fixed_layer_backward(const FixedLayerTask<Number>& task) {
-  TD_TRACE;
-  using Shape = FixedShape<Number, Layout>;
-  using M = Mma<Number>;
-  const Layout layout(task.weights, task.layout.top_share());
-  const Op op(task.params.values);
-  for_each_product<Layout>(task, [&](int job, int point, int column, typename Shape::Registers& registers) {
-    unsigned again = 0;
-    for_each_pair<Shape>([&](int j, int pair) {
-      Two<Number> image[Shape::size];
-#pragma unroll
-      for (int c = 0; c < Shape::size; ++c) image[c] = *in_image<Shape>(task.image, job, c, j, pair);
-#pragma unroll
-      for (int lane = 0; lane < 2; ++lane) {
-        const int e = 2 * pair + lane, row = point + M::row(e), at = column + j * 8 + M::column(e);
-        Number z[Shape::size], gradient[Shape::size], result[Shape::size];
-#pragma unroll
-        for (int c = 0; c < Shape::size; ++c) {
-          z[c] = lane == 0 ? image[c].first : image[c].second;
-          gradient[c] = registers.of[c][j][e];
-        }
-        unsigned bad = 0;
-        if constexpr (Shape::three_buffers) {
-          bad = mask_bits(activate_jet(op, layout, z, result));
-          write_jet(task, result, task.h, row, at);
-        }
-        bad |= mask_bits(activate_jet_backward(op, layout, z, gradient, result));
-        write_jet(task, result, task.gradient, row, at);
-        again |= bad << (j * M::sums + e);
-      }
-    });
-    if (again != 0) {
-      const typename Shape::Registers copy = registers;
-      redo_with_care<Op, true, Number, Layout>(task, job, point, column, again, copy);
     }
-  });
-}
-
-template <class Number, class Layout>
-class FixedChainTile : public ChainTile<Number> {
-  using Base = ChainTile<Number>;
-
- public:
-  __device__ explicit FixedChainTile(const ChainTask& task) : Base(task) {}
-
-  // h = op(from weight^T + bias), and z to the image unless that is null. h may be null.
-  __device__ void layer(int i, const Number* from, Number* h, bool keeping) const {
-    const FixedLayerTask<Number> task = describe(i, i, from, h, nullptr, false, keeping);
-#define TD_CASE(Op)                        \
-  case Place::Op:                          \
-    fixed_layer<Op, Number, Layout>(task); \
-    break;
-    switch (Base::task_.layer[i].op) { TD_FIXED_OPS(TD_CASE) }
-#undef TD_CASE
+#pragma unroll 1
+    for (int c = 0; c < size; ++c) {
+#pragma unroll
+      for (int half = 0; half < 2; half += step) {
+        typename A::Right right[2 * pairs];
+#pragma unroll
+        for (int j = 0; j < pairs; ++j) {
+          Four<Number> f[step];
+#pragma unroll
+          for (int s = 0; s < step; ++s) f[s] = gradient.columns(pair + j, half + s, c);
+#pragma unroll
+          for (int which = 0; which < 2; ++which) right[2 * j + which] = right_of<A>(f, which);
+        }
+#pragma unroll
+        for (int i = 0; i < row_tiles; ++i) {
+          Four<Number> f[step];
+#pragma unroll
+          for (int s = 0; s < step; ++s) f[s] = h.columns(row + i, half + s, c);
+          const typename A::Left left[] = {left_of<A>(f)};
+          multiply_all<A>({of[i]}, left, right);
+        }
+      }
+    }
   }
-
-  // h from the image of z.
-  __device__ void activation_again(int i, Number* h) const {
-    const FixedLayerTask<Number> task = describe(i, i, nullptr, h, nullptr, false, true);
-#define TD_CASE(Op)                             \
-  case Place::Op:                               \
-    fixed_activation<Op, Number, Layout>(task); \
-    break;
-    switch (Base::task_.layer[i].op) { TD_FIXED_OPS(TD_CASE) }
-#undef TD_CASE
-  }
-
-  // From the gradient of layer i + 1's z to h of layer i, and the gradient of its z. h is null where there
-  // are two buffers only.
-  __device__ void layer_backward(int i, const Number* from, Number* h, Number* gradient) const {
-    const FixedLayerTask<Number> task = describe(i, i + 1, from, h, gradient, true, true);
-#define TD_CASE(Op)                                 \
-  case Place::Op:                                   \
-    fixed_layer_backward<Op, Number, Layout>(task); \
-    break;
-    switch (Base::task_.layer[i].op) { TD_FIXED_OPS(TD_CASE) }
-#undef TD_CASE
-  }
-
- private:
-  // A task whose results are of layer i and whose weight is layer w's.
-  __device__ FixedLayerTask<Number> describe(int i, int w, const Number* from, Number* h, Number* gradient,
-                                             bool backward, bool with_image) const {
-    const ChainTask& task = Base::task_;
-    const CudaChainLayer &layer = task.layer[i], &weight = task.layer[w];
-    const ChainPlaces& places = task.places[w];
-    return {from,
-            h,
-            gradient,
-            Base::stride(),
-            Base::pitch_,
-            Base::points_,
-            Base::packed(backward ? places.transposed : places.weight, layer.out),
-            Base::groups(backward ? weight.out : weight.in),
-            covered(layer.out) / 8,
-            layer.out,
-            backward || layer.bias == nullptr ? nullptr : Base::numbers() + places.bias,
-            with_image ? Base::image(i) : nullptr,
-            Base::ring(),
-            task.arithmetic,
-            task.layout,
-            layer.params,
-            task.direction_weights};
+  __device__ __forceinline__ bool is_finite() const {
+    Number not_finite(0);
+#pragma unroll
+    for (int i = 0; i < row_tiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2 * pairs; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) not_finite += of[i][j][e] * Number(0);
+      }
+    }
+    return not_finite == Number(0);
   }
 };
 
-template <class Number, class Layout>
-__global__ void __launch_bounds__(ChainTiling::most_threads, least_blocks<Number>)
-    fixed_chain_forward(const __grid_constant__ ChainTask task) {
-  const int last = task.layers - 1, in = task.layer[0].in, out = task.layer[last].out;
-  for (FixedChainTile<Number, Layout> tile(task); tile.exists(); tile.advance()) {
-    Number *&h = tile.buffer[0], *&next = tile.buffer[1];
-    tile.copy_in(task.x, in, 0, in, h);
-    __syncthreads();
-    for (int i = 0; i < last; ++i) {
-      tile.layer(i, h, next, task.saved != nullptr);
-      __syncthreads();
-      exchange(h, next);
+template <class Number, int size, int row_tiles>
+__device__ __noinline__ void repair(WeightSums<Number, row_tiles>& sums, Jets<Number, size, true> h,
+                                    Jets<Number, size> gradient, int row, int pair) {
+  TD_TRACE;
+  constexpr int tiles = 2 * WeightSums<Number, row_tiles>::pairs;
+#pragma unroll 1
+  for (int n = 0; n < row_tiles * tiles * 4; ++n) {
+    const int i = n / (tiles * 4), j = n / 4 % tiles, e = n % 4;
+    Number& sum = sums.of[i][j][e];
+    if (is_finite(sum)) continue;
+    int r, column;
+    product_of_columns_at<Number>(row + i, 2 * pair + j, e, lane(), r, column);
+    sum = Number(0);
+#pragma unroll 1
+    for (int k = 0; k < size * ChainTiling::fixed_points; ++k) {
+      const int point = k % ChainTiling::fixed_points, c = k / ChainTiling::fixed_points;
+      sum += h.p[h.place(point, r, c)] * gradient.p[gradient.place(point, column, c)];
     }
-    tile.linear_layer(last, h, next);
-    tile.copy_out(next, task.y, out, 0, out);
+  }
+}
+
+// A tile of 16 points. All methods are for all threads of the block together.
+template <class Number, class Layout>
+class FixedTile {
+  static constexpr int size = Layout::size, tiles = fixed_tiles(size, sizeof(Number)),
+                       points = ChainTiling::fixed_points;
+  using M = Mma<Number>;
+  using J = Jets<Number, size>;
+  using JForLeft = Jets<Number, size, true>;
+  using Product = JetProduct<Number, size>;
+
+ public:
+  using Registers = JetRegisters<Number, size, tiles>;
+  J h, gradient;    // buffers
+  JForLeft kept_h;  // the same as h
+
+  // The block's first tile, and from one to the next.
+  __device__ explicit FixedTile(const ChainTask& task)
+      : h{static_cast<Number*>(shared_memory())},
+        gradient{h.p + task.tiling.buffer},
+        kept_h{h.p},
+        task_(task),
+        tile_(blockIdx.x) {
+    // Whatever a product takes of columns that nothing was written to must be finite.
+    const int words = int(task.tiling.shared_bytes / 16);
+    for (int n = threadIdx.x; n < words; n += blockDim.x) static_cast<uint4*>(shared_memory())[n] = {0, 0, 0, 0};
+    __syncthreads();
+  }
+  __device__ __forceinline__ bool exists() const { return tile_ < task_.tiles; }
+  __device__ __forceinline__ void advance() { tile_ += gridDim.x; }
+
+  // A tensor (C, points, width), and zeros where there is no such point, and in as many columns as products may take.
+  // Nobody may read the buffer.
+  template <class To>
+  __device__ __forceinline__ void copy_in(const void* tensor, int width, const To& to) const {
+    if (width % ChainTiling::column_step != 0) {
+      const int pieces = covered(width) / 8 * size * int(32 * sizeof(Four<Number>) / 16);
+      uint4* const piece = reinterpret_cast<uint4*>(to.p);
+      for (int i = threadIdx.x; i < pieces; i += blockDim.x) piece[i] = {0, 0, 0, 0};
+      __syncthreads();
+    }
+    with_storage<Number>(task_.arithmetic, [&](auto scalar) {
+      const auto* const from = in_global_memory(static_cast<const decltype(scalar)*>(tensor));
+      constexpr int at_once = 2;
+      const int of_coefficient = points * width, numbers = size * of_coefficient, used = used_points() * width;
+      for (int first = threadIdx.x; first < numbers; first += at_once * blockDim.x) {
+        Number number[at_once];
+        int place[at_once];
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+          const int i = first + n * blockDim.x, c = i / of_coefficient, rest = i - c * of_coefficient;
+          const int point = rest / width;
+          place[n] = To::place(point, rest - point * width, c);
+          const bool there = i < numbers && rest < used;
+          number[n] = there ? widened(from[(c * task_.points + begin()) * width + rest]) : Number(0);
+        }
+#pragma unroll
+        for (int n = 0; n < at_once; ++n) {
+          if (first + n * int(blockDim.x) < numbers) to.p[place[n]] = number[n];
+        }
+      }
+    });
+  }
+
+  // From h to the next layer's h, unless that isn't wanted, and z to the image if `keeping`. Ends with a barrier.
+  __device__ __forceinline__ void layer(int i, bool keeping, bool activating = true) const {
+    const CudaChainLayer& layer = task_.layer[i];
+    const WarpColumns<Number> share{warp() * tiles, layer.out, used_points()};
+    const bool takes_part = share.first * 8 < covered(layer.out);
+    Registers registers;
+    if (takes_part) {
+      const Product product{h, packed(task_.places[i].weight, layer.out), layer.in};
+      multiply(product, registers, share.first);
+      const Number* const bias = layer.bias == nullptr ? nullptr : numbers() + task_.places[i].bias;
+      if (bias != nullptr) {
+        const Number* const of_thread = in_global_memory(bias) + share.first * 8 + M::column(0);
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) registers.of[0][j][e] += of_thread[j * 8 + e % 2];
+        }
+      }
+      if (keeping) {
+        Number* const to = in_global_memory(image(i));
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+          for (int c = 0; c < size; ++c) {
+            Number* const at = to + ((c * tiles + j) * 32 + lane()) * 4;
+            write_four(at, at + 2, JForLeft::in_pieces(registers.of[c][j]));
+          }
+        }
+      }
+#define TD_CASE(Op)                                                                                         \
+  case Place::Op:                                                                                           \
+    activate<Op>(registers, product, share, bias, Op(layer.params.values), i, keeping ? image(i) : nullptr, \
+                 activating);                                                                               \
+    break;
+      switch (layer.op) { TD_FIXED_OPS(TD_CASE) }
+#undef TD_CASE
+    }
+    if (!activating) return;
+    __syncthreads();
+    if (takes_part) store(registers, share, false, h);
+    __syncthreads();
+  }
+
+  // From the gradient of layer i + 1's z to h of layer i, in its buffer, and the gradient of its z.
+  __device__ __forceinline__ void layer_backward(int i, Registers& registers) const {
+    const CudaChainLayer& layer = task_.layer[i];
+    const WarpColumns<Number> share = share_of(i);
+    if (!takes_part(i)) return;
+    const Product product{gradient, packed(task_.places[i + 1].transposed, layer.out), task_.layer[i + 1].out};
+    // What was kept of z is on its way during the product, to where the thread will put h.
+    const Number* const kept = in_global_memory(image(i));
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+      for (int c = 0; c < size; ++c) {
+        const Number* const at = kept + ((c * tiles + j) * 32 + lane()) * 4;
+#pragma unroll
+        for (int n = 0; n < int(sizeof(Number) / sizeof(float)); ++n) {
+          copy_16_bytes_async(kept_h.piece(share.first + j, c, n), at + 2 * n);
+        }
+      }
+    }
+    close_group_of_copies();
+    multiply(product, registers, share.first);
+    wait_for_copies<0>();
+#define TD_CASE(Op)                                                               \
+  case Place::Op:                                                                 \
+    activate_backward<Op>(registers, product, share, Op(layer.params.values), i); \
+    break;
+    switch (layer.op) { TD_FIXED_OPS(TD_CASE) }
+#undef TD_CASE
+  }
+  __device__ __forceinline__ void store_gradient(int i, Registers& registers) const {
+    if (takes_part(i)) store(registers, share_of(i), true, gradient);
+  }
+
+  // Adds to the block's sums for the gradients of layer i, from that of z and h.
+  __device__ __forceinline__ void parameter_gradients(int i) const {
+    const CudaChainLayer& layer = task_.layer[i];
+    const ChainPlaces& places = task_.places[i];
+    Number* const sums = in_global_memory(block());
+    if (layer.weight_gradient != nullptr) {
+      if (is_thin(layer.out)) {
+        thin_gradient(kept_h, layer.in, gradient, layer.out, sums + places.weight_sums, task_.packed_columns(layer.in),
+                      1);
+      } else if (is_thin(layer.in)) {
+        thin_gradient(gradient, layer.out, kept_h, layer.in, sums + places.weight_sums, 1,
+                      task_.packed_columns(layer.in));
+      } else {
+        weight_gradient<sizeof(Number) == sizeof(float) ? 2 : 1>(layer, sums + places.weight_sums);
+      }
+    }
+    if (layer.bias_gradient == nullptr) return;
+    for (int column = threadIdx.x; column < layer.out; column += blockDim.x) {
+      Number sum(0);
+#pragma unroll
+      for (int p = 0; p < points; ++p) sum += gradient.p[J::place(p, column, 0)];
+      add(sums + places.bias_sums + column, sum);
+    }
+  }
+
+  // y = h weight^T + bias of the last layer, which has no activation, and the gradient of the first layer's input.
+  __device__ __forceinline__ void last_layer() const {
+    const int i = task_.layers - 1;
+    const CudaChainLayer& layer = task_.layer[i];
+    const Product product{h, packed(task_.places[i].weight, layer.out), layer.in};
+    const Number* const bias = layer.bias == nullptr ? nullptr : numbers() + task_.places[i].bias;
+    if (is_thin(layer.out)) {
+      thin_product(product, bias, layer.out, task_.y);
+    } else {
+      copy_out(product, bias, layer.out, task_.y);
+    }
+  }
+  __device__ __forceinline__ void input_gradient() const {
+    const CudaChainLayer& layer = task_.layer[0];
+    copy_out({gradient, packed(task_.places[0].transposed, layer.in), layer.out}, nullptr, layer.in, task_.dx);
+  }
+
+ private:
+  __device__ static int warp() { return threadIdx.x / 32; }
+  __device__ int64_t begin() const { return tile_ * points; }
+  __device__ int used_points() const {
+    const int64_t left = task_.points - begin();
+    return left < points ? int(left) : points;
+  }
+  __device__ const Number* numbers() const { return static_cast<const Number*>(task_.packed); }
+  __device__ Number* block() const { return static_cast<Number*>(task_.blocks) + blockIdx.x * task_.block_numbers; }
+  __device__ PackedOperand<Number> packed(int64_t at, int rows) const {
+    return {reinterpret_cast<const Slot<Number>*>(numbers() + at), task_.packed_columns(rows) / 8};
+  }
+  // This warp's part of what is kept of layer i.
+  __device__ Number* image(int i) const {
+    Number* const first = task_.saved == nullptr
+                              ? block() + task_.sums
+                              : static_cast<Number*>(task_.saved) + tile_ * task_.images * task_.image;
+    return first + i * task_.image + warp() * (size * tiles * 128);
+  }
+  __device__ WarpColumns<Number> share_of(int i) const { return {warp() * tiles, task_.layer[i].out, used_points()}; }
+  __device__ bool takes_part(int i) const { return warp() * tiles * 8 < covered(task_.layer[i].out); }
+
+  template <int some_tiles>
+  __device__ __forceinline__ void multiply(const Product& product, JetRegisters<Number, size, some_tiles>& registers,
+                                           int first) const {
+    with_arithmetic<Number>(
+        task_.arithmetic, [&](auto arithmetic) { product.template multiply<decltype(arithmetic)>(registers, first); });
+  }
+
+  template <class Op>
+  __device__ __forceinline__ void activate(Registers& registers, const Product& product,
+                                           const WarpColumns<Number>& share, const Number* bias, const Op& op, int i,
+                                           Number* kept, bool activating) const {
+    const Layout layout(task_.direction_weights, task_.layout.top_share());
+    unsigned again = 0;
+    // f(z, j, e) for each jet.
+    const auto for_each_jet = [&](const auto& f) {
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          Number z[size];
+#pragma unroll
+          for (int c = 0; c < size; ++c) z[c] = registers.of[c][j][e];
+          again |= unsigned(f(z, j, e)) << (j * 4 + e);
+        }
+      }
+    };
+    if (activating) {
+      for_each_jet([&](const Number(&z)[size], int j, int e) {
+        Number result[size];
+        const bool careless = activate_jet(op, layout, z, result);
+#pragma unroll
+        for (int c = 0; c < size; ++c) registers.of[c][j][e] = result[c];
+        return careless;
+      });
+    } else {
+      for_each_jet([](const Number(&z)[size], int, int) {
+        Number not_finite(0);
+#pragma unroll
+        for (int c = 0; c < size; ++c) not_finite += z[c] * Number(0);
+        return !(not_finite == Number(0));
+      });
+    }
+    if (again != 0) {
+      Registers copy = registers;  // in memory, which is indexed there
+      redo_with_care<Op, false, Layout>(copy, again, product, share, bias, kept, kept_h, task_.layout,
+                                        task_.layer[i].params);
+      registers = copy;
+    }
+  }
+
+  template <class Op>
+  __device__ __forceinline__ void activate_backward(Registers& registers, const Product& product,
+                                                    const WarpColumns<Number>& share, const Op& op, int i) const {
+    const Layout layout(task_.direction_weights, task_.layout.top_share());
+    unsigned again = 0;
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+      Number forward[size][4];
+      Four<Number> z[size];
+#pragma unroll
+      for (int c = 0; c < size; ++c) z[c] = kept_h.load(share.first + j, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        Number jet[size], incoming[size], result[size], value[size];
+#pragma unroll
+        for (int c = 0; c < size; ++c) {
+          jet[c] = z[c].v[e];
+          incoming[c] = registers.of[c][j][e];
+        }
+        again |= unsigned(activate_jet_backward(op, layout, jet, incoming, result, value)) << (j * 4 + e);
+#pragma unroll
+        for (int c = 0; c < size; ++c) {
+          registers.of[c][j][e] = result[c];
+          forward[c][e] = value[c];
+        }
+      }
+      const bool ragged = (share.first + j + 1) * 8 > share.columns || share.points < points;
+#pragma unroll
+      for (int c = 0; c < size; ++c) {
+        if (ragged) mask(forward[c], share, j, true);
+        kept_h.store(share.first + j, c, forward[c]);
+      }
+    }
+    if (again != 0) {
+      Registers copy = registers;
+      redo_with_care<Op, true, Layout>(copy, again, product, share, static_cast<const Number*>(nullptr), image(i),
+                                       kept_h, task_.layout, task_.layer[i].params);
+      registers = copy;
+    }
+  }
+
+  // Zeros where there is no such column, or, if it matters, point.
+  __device__ __forceinline__ static void mask(Number (&d)[4], const WarpColumns<Number>& share, int j,
+                                              bool mask_points) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const bool used = (share.first + j) * 8 + M::column(e) < share.columns;
+      d[e] = used && (!mask_points || M::row(e) < share.points) ? d[e] : Number(0);
+    }
+  }
+  __device__ __forceinline__ static void store(Registers& registers, const WarpColumns<Number>& share, bool mask_points,
+                                               const J& to) {
+    if ((share.first + tiles) * 8 > share.columns || (mask_points && share.points < points)) {
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+        for (int c = 0; c < size; ++c) mask(registers.of[c][j], share, j, mask_points);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+      for (int c = 0; c < size; ++c) to.store(share.first + j, c, registers.of[c][j]);
+    }
+  }
+
+  // A product to a tensor (C, points, columns).
+  __device__ __forceinline__ void copy_out(const Product& product, const Number* bias, int columns,
+                                           void* tensor) const {
+    const int used = used_points();
+    for (int first = warp(); first * 8 < columns; first += blockDim.x / 32) {
+      JetRegisters<Number, size, 1> registers;
+      multiply(product, registers, first);
+      if constexpr (std::is_same_v<Number, float>) {
+        Number not_finite(0);
+#pragma unroll
+        for (int c = 0; c < size; ++c) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) not_finite += registers.of[c][0][e] * Number(0);
+        }
+        if (!(not_finite == Number(0)) && task_.arithmetic == ChainArithmetic::f32) {
+          auto copy = registers;
+          repair(copy, product, first);
+          registers = copy;
+        }
+      }
+      with_storage<Number>(task_.arithmetic, [&](auto scalar) {
+        auto* const to = in_global_memory(static_cast<decltype(scalar)*>(tensor));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int point = M::row(e), column = first * 8 + M::column(e);
+          if (point >= used || column >= columns) continue;
+          if (bias != nullptr) registers.of[0][0][e] += in_global_memory(bias)[column];
+#pragma unroll
+          for (int c = 0; c < size; ++c) {
+            narrow(registers.of[c][0][e], to[(c * task_.points + begin() + point) * columns + column]);
+          }
+        }
+      });
+    }
+  }
+
+  // The same for few columns, without matrix units: each warp sums over some of the columns of h.
+  __device__ __forceinline__ void thin_product(const Product& product, const Number* bias, int columns,
+                                               void* tensor) const {
+    const int row = lane() / 4, t = lane() % 4, warps = blockDim.x / 32;
+    Number kept[size][2];  // of column t
+#pragma unroll 1
+    for (int q = 0; q < columns; ++q) {
+      Number sum[size][2];
+#pragma unroll
+      for (int c = 0; c < size; ++c) sum[c][0] = sum[c][1] = Number(0);
+#pragma unroll 1
+      for (int eight = warp(); eight * 8 < product.depth; eight += warps) {
+        const Number first = product.weight.number(q, eight * 8 + J::column_of_rows(0, t));
+        const Number second = product.weight.number(q, eight * 8 + J::column_of_rows(1, t));
+#pragma unroll
+        for (int c = 0; c < size; ++c) {
+          const Four<Number> f = h.rows(eight, c);
+          sum[c][0] += f.v[0] * first + f.v[2] * second;
+          sum[c][1] += f.v[1] * first + f.v[3] * second;
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < size; ++c) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          sum[c][n] += shuffled(sum[c][n], 1);
+          sum[c][n] += shuffled(sum[c][n], 2);
+          if (t == q) kept[c][n] = sum[c][n];
+        }
+      }
+    }
+    __syncthreads();
+    Number* const sums = h.p;  // of warp, column, coefficient and point
+    if (t < columns) {
+#pragma unroll
+      for (int c = 0; c < size; ++c) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) sums[((warp() * columns + t) * size + c) * points + row + 8 * n] = kept[c][n];
+      }
+    }
+    __syncthreads();
+    with_storage<Number>(task_.arithmetic, [&](auto scalar) {
+      auto* const to = in_global_memory(static_cast<decltype(scalar)*>(tensor));
+      const int used = used_points();
+      for (int i = threadIdx.x; i < size * points * columns; i += blockDim.x) {
+        const int point = i % points, c = i / points % size, q = i / (points * size);
+        Number total(0);
+        for (int other = 0; other < warps; ++other) total += sums[((other * columns + q) * size + c) * points + point];
+        if (bias != nullptr && c == 0) total += in_global_memory(bias)[q];
+        if (point < used) narrow(total, to[(c * task_.points + begin() + point) * columns + q]);
+      }
+    });
+  }
+
+  // To the block's sum, which the first tile sets.
+  __device__ __forceinline__ void add(Number* to, Number sum) const {
+    if (tile_ == blockIdx.x) {
+      *to = sum;
+    } else {
+      add_in_memory(to, sum);
+    }
+  }
+
+  template <int row_tiles>
+  __device__ __forceinline__ void weight_gradient(const CudaChainLayer& layer, Number* to) const {
+    const int rows = (layer.in + 16 * row_tiles - 1) / (16 * row_tiles), jobs = rows * ((layer.out + 31) / 32);
+    const int all_tiles = task_.packed_columns(layer.out) / 8;
+    for (int job = warp(); job < jobs; job += blockDim.x / 32) {
+      const int row = job % rows * row_tiles, pair = job / rows * 2;
+      WeightSums<Number, row_tiles> sums;
+      with_arithmetic<Number>(task_.arithmetic, [&](auto arithmetic) {
+        using A = decltype(arithmetic);
+        sums.template sum<A>(kept_h, gradient, row, pair);
+        if constexpr (A::splits) {
+          if (!sums.is_finite()) {
+            auto copy = sums;
+            repair(copy, kept_h, gradient, row, pair);
+            sums = copy;
+          }
+        }
+      });
+#pragma unroll
+      for (int i = 0; i < row_tiles; ++i) {
+        if ((row + i) * 16 >= task_.packed_columns(layer.in)) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          Number* const place = to + ((int64_t(row + i) * all_tiles + 2 * pair + j) * 32 + lane()) * 4;
+          Four<Number> f;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) f.v[e] = sums.of[i][j][e];
+          if (tile_ == blockIdx.x) {
+            write_four(place, place + 2, f);
+          } else {
+            add_in_memory(place, f.v);
+          }
+        }
+      }
+    }
+  }
+
+  // The same where `thin` has few columns: sums of their products with those of `wide`, without matrix units. Number
+  // (thin column, wide column) of the sums stands at thin_stride and wide_stride times these.
+  template <class Wide, class Thin>
+  __device__ __forceinline__ void thin_gradient(const Wide& wide, int wide_columns, const Thin& thin, int thin_columns,
+                                                Number* to, int thin_stride, int wide_stride) const {
+    const int row = lane() / 4, t = lane() % 4;
+#pragma unroll 1
+    for (int q = 0; q < thin_columns; ++q) {
+      Number upper[size], lower[size];
+#pragma unroll
+      for (int c = 0; c < size; ++c) {
+        upper[c] = thin.p[Thin::place(row, q, c)];
+        lower[c] = thin.p[Thin::place(row + 8, q, c)];
+      }
+#pragma unroll 2
+      for (int eight = warp(); eight * 8 < wide_columns; eight += blockDim.x / 32) {
+        Number sum[2] = {Number(0), Number(0)};
+#pragma unroll
+        for (int c = 0; c < size; ++c) {
+          const Four<Number> f = wide.rows(eight, c);
+          sum[0] += f.v[0] * upper[c] + f.v[1] * lower[c];
+          sum[1] += f.v[2] * upper[c] + f.v[3] * lower[c];
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int mask = 4; mask < 32; mask *= 2) sum[n] += shuffled(sum[n], mask);
+          const int column = eight * 8 + J::column_of_rows(n, t);
+          if (row == 0 && column < wide_columns) add(to + q * thin_stride + column * wide_stride, sum[n]);
+        }
+      }
+    }
+  }
+
+  const ChainTask& task_;
+  int64_t tile_;
+};
+
+template <class Number, class Layout>
+inline constexpr int most_fixed_threads = 32 * fixed_warps(Layout::size, sizeof(Number));
+
+template <class Number, class Layout>
+__global__ void __launch_bounds__((most_fixed_threads<Number, Layout>), 1)
+    fixed_chain_forward(const __grid_constant__ ChainTask task) {
+  for (FixedTile<Number, Layout> tile(task); tile.exists(); tile.advance()) {
+    tile.copy_in(task.x, task.layer[0].in, tile.h);
+    __syncthreads();
+    for (int i = 0; i < task.layers - 1; ++i) tile.layer(i, task.saved != nullptr);
+    tile.last_layer();
     __syncthreads();
   }
 }
 
 template <class Number, class Layout>
-__global__ void __launch_bounds__(ChainTiling::most_threads, least_blocks<Number>)
+__global__ void __launch_bounds__((most_fixed_threads<Number, Layout>), 1)
     fixed_chain_backward(const __grid_constant__ ChainTask task) {
-  const int last = task.layers - 1, in = task.layer[0].in, out = task.layer[last].out;
-  for (FixedChainTile<Number, Layout> tile(task); tile.exists(); tile.advance()) {
-    Number *&h = tile.buffer[0], *&gradient = tile.buffer[1];
+  const int last = task.layers - 1, in = task.layer[0].in;
+  for (FixedTile<Number, Layout> tile(task); tile.exists(); tile.advance()) {
+    tile.copy_in(task.grad, task.layer[last].out, tile.gradient);
     if (task.saved == nullptr) {
-      tile.copy_in(task.x, in, 0, in, h);
+      tile.copy_in(task.x, in, tile.h);
       __syncthreads();
-      for (int i = 0; i < last; ++i) {
-        tile.layer(i, h, i + 1 < last ? gradient : nullptr, true);
-        __syncthreads();
-        exchange(h, gradient);
-      }
+      for (int i = 0; i < last; ++i) tile.layer(i, true, i + 1 < last);
     }
-    tile.copy_in(task.grad, out, 0, out, gradient);
     __syncthreads();
     for (int i = last; i > 0; --i) {
-      // `gradient` is that of layer i's z.
-      if constexpr (FixedShape<Number, Layout>::three_buffers) {
-        Number*& next = tile.buffer[2];
-        tile.layer_backward(i - 1, gradient, h, next);
-        __syncthreads();
-        tile.parameter_gradients(i, gradient, h, 0);
-        __syncthreads();
-        exchange(gradient, next);
-      } else {
-        tile.activation_again(i - 1, h);
-        __syncthreads();
-        tile.parameter_gradients(i, gradient, h, 0);
-        __syncthreads();
-        tile.layer_backward(i - 1, gradient, nullptr, h);
-        __syncthreads();
-        exchange(gradient, h);
-      }
+      typename FixedTile<Number, Layout>::Registers registers;
+      tile.layer_backward(i - 1, registers);
+      __syncthreads();
+      tile.parameter_gradients(i);
+      __syncthreads();
+      tile.store_gradient(i - 1, registers);
+      __syncthreads();
     }
-    tile.copy_in(task.x, in, 0, in, h);
+    tile.copy_in(task.x, in, tile.kept_h);
     __syncthreads();
-    tile.parameter_gradients(0, gradient, h, 0);
-    __syncthreads();
-    if (task.dx == nullptr) continue;
-    tile.linear_backward(0, gradient, 0, h);
-    __syncthreads();
-    tile.copy_out(h, task.dx, in, 0, in);
+    tile.parameter_gradients(0);
+    if (task.dx != nullptr) tile.input_gradient();
     __syncthreads();
   }
 }

@@ -1,5 +1,5 @@
 // The layouts and ops that the fused chain has code for that keeps jets in registers: those of the equations that
-// people train on. All others have the code of chain.cuh, among them Sin and Gelu, which would spill registers here.
+// people train on. All others have the code of chain.cuh.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 // Orders, negative where collapsed. In one variable: u_xx, with u_t, u_xxx, u_xxxx; in two: u_xx u_yy, with u_t; the
 // Laplacian, its square.
 #define TD_FIXED_LAYOUTS(X) X(2) X(2, 1) X(3, 1) X(4, 1) X(2, 2) X(2, 2, 1) X(-2, -2) X(-4, -4, -4)
-#define TD_FIXED_OPS(X) X(Tanh) X(Silu)
+#define TD_FIXED_OPS(X) X(Tanh) X(Sin) X(Silu) X(Gelu)
 // clang-format on
 
 TD_NAMESPACE_BEGIN

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #ifdef TD_HOST_RUN
 #include <host_intrinsics.h>  // the same functions, emulated
@@ -21,6 +22,14 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], 
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same product, d not being added to.
+__device__ __forceinline__ void set_to_mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %10, %10, %10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
 }
 
 // To the nearest of these numbers.
@@ -73,10 +82,15 @@ __device__ __forceinline__ T* in_global_memory(T* p) {
   return p;
 }
 
-// Starts to copy 8 bytes; a thread's copies are in groups, which it closes, and of which all but the last few are done
-// when it has waited for them. Nobody else may rely on that, and until then neither may it.
+// Start to copy 8 or 16 bytes; a thread's copies are in groups, which it closes, and of which all but the last few are
+// done when it has waited for them. Nobody else may rely on that, and until then neither may it.
 __device__ __forceinline__ void copy_8_bytes_async(void* to_shared, const void* from_global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
+               "l"(__cvta_generic_to_global(from_global))
+               : "memory");
+}
+__device__ __forceinline__ void copy_16_bytes_async(void* to_shared, const void* from_global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
                "l"(__cvta_generic_to_global(from_global))
                : "memory");
 }
@@ -84,6 +98,35 @@ __device__ __forceinline__ void close_group_of_copies() { asm volatile("cp.async
 template <int groups_still_on_their_way>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups_still_on_their_way) : "memory");
+}
+
+// x of the warp's thread whose index differs in the bits of the mask.
+template <class T>
+__device__ __forceinline__ T shuffled(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+
+// *to += x, without waiting for what is there. Those of a thread to one place are done in their order.
+__device__ __forceinline__ void add_in_memory(float* to, float x) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "f"(x) : "memory");
+}
+__device__ __forceinline__ void add_in_memory(double* to, double x) {
+  asm volatile("red.relaxed.gpu.global.add.f64 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "d"(x) : "memory");
+}
+// Of four adjacent numbers, aligned to as many: one instruction from Hopper on.
+__device__ __forceinline__ void add_in_memory(float* to, const float (&x)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+#else
+#pragma unroll
+  for (int i = 0; i < 4; ++i) add_in_memory(to + i, x[i]);
+#endif
+}
+__device__ __forceinline__ void add_in_memory(double* to, const double (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) add_in_memory(to + i, x[i]);
 }
 
 // The block's shared memory, as much as the launch asks for.

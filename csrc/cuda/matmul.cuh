@@ -149,13 +149,12 @@ class StagedSteps {
   int at_ = 0, left_;
 };
 
-// Sums of 16 * row_tiles rows and 8 * tiles columns, `pitch` rows from one tile of rows to the next.
+// Sums of 16 * row_tiles rows and 8 * tiles columns.
 template <class Number, int row_tiles_, int tiles>
 struct Sums {
   using M = Mma<Number>;
   static constexpr int row_tiles = row_tiles_;
   Number of[row_tiles][tiles][M::sums];
-  int pitch;
 
   // f(sum, row, column), relative to the first ones, for each of them that this thread holds.
   template <class F>
@@ -165,7 +164,7 @@ struct Sums {
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < M::sums; ++e) f(of[i][j][e], i * pitch + M::row(e), j * 8 + M::column(e));
+        for (int e = 0; e < M::sums; ++e) f(of[i][j][e], i * M::rows + M::row(e), j * 8 + M::column(e));
       }
     }
   }
@@ -184,9 +183,9 @@ struct Sums {
       for (int j = 0; j < tiles; ++j) right[j] = Arithmetic::right([&](int group) { return slots[j][group]; });
 #pragma unroll
       for (int i = 0; i < row_tiles; ++i) {
-        const auto left = Arithmetic::left([&](int r, int group) { return a.slot(row + i * pitch + r, g + group); });
-#pragma unroll
-        for (int j = 0; j < tiles; ++j) Arithmetic::multiply(of[i][j], left, right[j]);
+        const typename Arithmetic::Left left[] = {
+            Arithmetic::left([&](int r, int group) { return a.slot(row + i * M::rows + r, g + group); })};
+        multiply_all<Arithmetic>({of[i]}, left, right);
       }
     }
   }
@@ -211,7 +210,7 @@ struct Sums {
 #pragma unroll 1
     for (int n = 0; n < row_tiles * tiles * M::sums; ++n) {
       const int i = n / (tiles * M::sums), j = n / M::sums % tiles, e = n % M::sums;
-      const int r = i * sums.pitch + M::row(e), c = j * 8 + M::column(e);
+      const int r = i * M::rows + M::row(e), c = j * 8 + M::column(e);
       Number& sum = sums.of[i][j][e];
       if (r >= rows || sum * Number(0) == Number(0)) continue;
       sum = start == nullptr ? Number(0) : start[r * stride + c];
@@ -219,12 +218,6 @@ struct Sums {
       for (int k = 0; k < depth; ++k) sum += a.number(row + r, k) * b.number(column + c, k);
     }
   }
-};
-
-// Two adjacent numbers, one access.
-template <class Number>
-struct alignas(2 * sizeof(Number)) Two {
-  Number first, second;
 };
 
 // out = a weight (+ out, if adding), and the bias is added to the first rows.
@@ -260,7 +253,6 @@ __device__ __noinline__ void linear(const LinearTask<typename Arithmetic::Number
     const auto start = [&](int r, int c) { return adding ? out[r * stride + c] : Number(0); };
     const int weight_row = task.first_tile * 8 + column;
     Sums<Number, ChainTiling::row_step / Arithmetic::rows, tiles> sums;
-    sums.pitch = Arithmetic::rows;
     sums.for_each([&](Number& sum, int r, int c) { sum = start(r, c); });
     sums.template add_product<Arithmetic>(a, row, StagedSteps<Arithmetic, tiles>(task.ring, weight, weight_row, groups),
                                           groups);
@@ -323,7 +315,6 @@ __device__ __noinline__ void outer(const OuterTask<typename Arithmetic::Number>&
     const int row = job % blocks * ChainTiling::row_step, column = job / blocks * tiles * 8;
     const ColumnOperand<Number> a{in_shared_memory(task.a), task.stride}, b{in_shared_memory(task.b), task.stride};
     Sums<Number, ChainTiling::row_step / Arithmetic::rows, tiles> sums;
-    sums.pitch = Arithmetic::rows;
     sums.for_each([&](Number& sum, int, int) { sum = Number(0); });
     sums.template add_product<Arithmetic>(a, row, StepsOfColumns<Arithmetic, tiles>(b, column, groups), groups);
     if constexpr (Arithmetic::splits) {

@@ -10,7 +10,9 @@
 //   Left, Right           fragments; left(slot), right(slot) make them, slot(row, group) and slot(group) being the
 //                         thread's slots, counted from its own first row;
 //   multiply(sum, l, r)   adds the product to sum, whose numbers are those of row(e) and column(e);
-//   splits                a number is a sum of two: infinities have no such representation.
+//   splits                a number is a sum of two: infinities have no such representation. Then, instead of
+//   multiply(),
+//                         first_product(sum, l, r), to which sum is set, second_product() and third_product().
 #pragma once
 
 #include "chain.h"
@@ -20,6 +22,12 @@
 TD_NAMESPACE_BEGIN
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+
+// Two adjacent numbers, one access.
+template <class Number>
+struct alignas(2 * sizeof(Number)) Two {
+  Number first, second;
+};
 
 template <class Number>
 struct Slot;
@@ -77,8 +85,7 @@ struct Tf32Mma : Mma<float> {
   __device__ static void multiply(float (&sum)[sums], const Left& l, const Right& r) { mma_tf32(sum, l.part, r.part); }
 };
 
-// Each number is the sum of two that TF32 can hold, but for its last two bits: x y = X Y + X y' + x' Y + (x' y', left
-// out).
+// Each number is the sum of two that TF32 can hold, but for its last bit: x y = X Y + X y' + x' Y + (x' y', left out).
 struct SplitTf32Mma : Mma<float> {
   static constexpr int groups = 1;
   static constexpr bool splits = true;
@@ -86,7 +93,7 @@ struct SplitTf32Mma : Mma<float> {
   struct Parts {
     uint32_t large[size], small[size];
     __device__ __forceinline__ void set(int i, float x) {
-      large[i] = bits_of(x) & 0xffffe000u;
+      large[i] = bits_of(x) + 0x1000u & 0xffffe000u;  // to the nearest; NaNs may change, but small is one then
       small[i] = bits_of(x - float_of(large[i]));
     }
   };
@@ -111,9 +118,13 @@ struct SplitTf32Mma : Mma<float> {
     r.set(1, s.second);
     return r;
   }
-  __device__ static void multiply(float (&sum)[sums], const Left& l, const Right& r) {
-    mma_tf32(sum, l.small, r.large);
+  __device__ static void first_product(float (&sum)[sums], const Left& l, const Right& r) {
+    set_to_mma_tf32(sum, l.small, r.large);
+  }
+  __device__ static void second_product(float (&sum)[sums], const Left& l, const Right& r) {
     mma_tf32(sum, l.large, r.small);
+  }
+  __device__ static void third_product(float (&sum)[sums], const Left& l, const Right& r) {
     mma_tf32(sum, l.large, r.large);
   }
 };
@@ -169,6 +180,34 @@ struct DoubleMma : Mma<double> {
   }
   __device__ static void multiply(double (&sum)[sums], const Left& l, const Right& r) { mma_f64(sum, l.part, r.part); }
 };
+
+// Adds products of several left operands and the right ones to sums of as many. The matrix units cut off what they add
+// to a sum: that of three products is therefore added by the float32 units, which round. A sum's products are apart
+// from each other, so that one needn't wait for the other.
+template <class A, int lefts, int rights>
+__device__ __forceinline__ void multiply_all(typename A::Number (*const (&sums)[lefts])[A::sums],
+                                             const typename A::Left (&left)[lefts],
+                                             const typename A::Right (&right)[rights]) {
+  const auto for_each_sum = [&](const auto& f) {
+#pragma unroll
+    for (int i = 0; i < lefts; ++i) {
+#pragma unroll
+      for (int j = 0; j < rights; ++j) f(i, j);
+    }
+  };
+  if constexpr (A::splits) {
+    typename A::Number parts[lefts][rights][A::sums];
+    for_each_sum([&](int i, int j) { A::first_product(parts[i][j], left[i], right[j]); });
+    for_each_sum([&](int i, int j) { A::second_product(parts[i][j], left[i], right[j]); });
+    for_each_sum([&](int i, int j) { A::third_product(parts[i][j], left[i], right[j]); });
+    for_each_sum([&](int i, int j) {
+#pragma unroll
+      for (int e = 0; e < A::sums; ++e) sums[i][j][e] += parts[i][j][e];
+    });
+  } else {
+    for_each_sum([&](int i, int j) { A::multiply(sums[i][j], left[i], right[j]); });
+  }
+}
 
 // f(arithmetic) with the one of a chain whose numbers are of that type.
 template <class Number, class F>

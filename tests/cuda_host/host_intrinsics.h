@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace host_run {
 
@@ -28,6 +29,7 @@ void wait_for_copies(int groups_still_on_their_way);
 namespace taylorderiv {
 
 void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void set_to_mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 uint32_t rounded_to_tf32(float x);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -35,10 +37,27 @@ void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]);
 inline void copy_8_bytes_async(void* to_shared, const void* from_global) {
   host_run::start_copy(to_shared, from_global, 8);
 }
+inline void copy_16_bytes_async(void* to_shared, const void* from_global) {
+  host_run::start_copy(to_shared, from_global, 16);
+}
 inline void close_group_of_copies() { host_run::close_group_of_copies(); }
 template <int groups_still_on_their_way>
 void wait_for_copies() {
   host_run::wait_for_copies(groups_still_on_their_way);
+}
+template <class T>
+T shuffled(T x, int mask) {
+  T other;
+  std::memcpy(&other, host_run::exchange(&x, sizeof(x)).of[threadIdx.x % 32 ^ mask], sizeof(other));
+  return other;
+}
+template <class Number>
+void add_in_memory(Number* to, Number x) {
+  *to += x;
+}
+template <class Number>
+void add_in_memory(Number* to, const Number (&x)[4]) {
+  for (int i = 0; i < 4; ++i) to[i] += x[i];
 }
 inline void* shared_memory() { return host_run::shared_memory(); }
 template <class T>

@@ -1,5 +1,6 @@
 // The matrix instructions, from the PTX manual's tables of who holds what.
 #include <bit>
+#include <cmath>
 
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
@@ -15,6 +16,12 @@ struct Fragments {
   Register a[4], b[2];
 };
 
+// Matrix units that sum in float32 cut off what they don't keep; those of float64 round.
+float cut_off(double sum) {
+  const float nearest = float(sum);
+  return std::fabs(double(nearest)) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // d += a b. left(of, row, k) and right(of, k, column) are numbers of a and b, of(lane) being the fragments of a lane.
 template <class Number, class Register, class Left, class Right>
 void multiply(Number (&d)[4], const Fragments<Register>& mine, int depth, const Left& left, const Right& right) {
@@ -25,7 +32,13 @@ void multiply(Number (&d)[4], const Fragments<Register>& mine, int depth, const 
   const int group = threadIdx.x % 32 / 4, thread = threadIdx.x % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = group + i / 2 * 8, column = 2 * thread + i % 2;
-    for (int k = 0; k < depth; ++k) d[i] += left(of, row, k) * right(of, k, column);
+    double sum = d[i];
+    for (int k = 0; k < depth; ++k) sum += double(left(of, row, k)) * double(right(of, k, column));
+    if constexpr (std::is_same_v<Number, float>) {
+      d[i] = cut_off(sum);
+    } else {
+      d[i] = sum;
+    }
   }
 }
 
@@ -47,6 +60,11 @@ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   multiply(d, Fragments<uint32_t>{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 8, [](const auto& of, int row, int k) {
     return tf32(of(row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]);
   }, [](const auto& of, int k, int column) { return tf32(of(column * 4 + k % 4).b[k / 4]); });
+}
+
+void set_to_mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  for (float& number : d) number = 0.0f;
+  mma_tf32(d, a, b);
 }
 
 uint32_t rounded_to_tf32(float x) {
