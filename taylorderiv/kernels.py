@@ -115,6 +115,7 @@ _DOUBLE = 0.5  # the speed of float64
 # the other limit unasked, however many points there are.
 _RECYCLED_BYTES = 30_000_000
 _MOST_SAVED_BYTES = 100_000_000
+_MOST_SAVED_ON_A_GPU = 2**30
 _WORTH_MEMORY = 2.0  # how much faster saving must be: some systems clear new memory far slower than measured
 
 
@@ -228,14 +229,15 @@ def chain(
     ]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Chain.apply(0 if x.is_cuda else saved_bytes(weights), rest, *tensors)
+        rows = layout.size * x.shape[1]
+        return _Chain.apply(saved_bytes(weights, rows), rest, *tensors)
     x, higher, *parameters = tensors
     return torch.ops.taylorderiv.chain(
         x, higher, parameters[: len(weights)], parameters[len(weights) :], *rest, 0, _tf32_allowed(x)
     )[0]
 
 
-def saved_bytes(weights: Sequence[Tensor]) -> int:
+def saved_bytes(weights: Sequence[Tensor], rows: int) -> int:
     """How much a chain saves at most, -1 for all: its layers before the activations, which the backward pass reads.
 
     The layers of other points are recomputed there. Per coefficient, recomputing takes the floating-point operations of
@@ -243,6 +245,9 @@ def saved_bytes(weights: Sequence[Tensor]) -> int:
     """
     if _fusion.save is not None:
         return -1 if _fusion.save else 0
+    if weights[0].is_cuda:  # all or nothing
+        needed = rows * sum(weight.shape[0] for weight in weights) * max(4, weights[0].element_size())
+        return -1 if needed <= _MOST_SAVED_ON_A_GPU else 0
     dtype = weights[0].dtype
     recomputing = predicted_seconds(dtype, operations=sum(2 * weight.numel() for weight in weights))
     fresh_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
