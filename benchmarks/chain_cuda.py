@@ -106,6 +106,10 @@ class Workload:
         return nn.Sequential(*modules, nn.Linear(self.width, 1)).to(device, self.dtype)
 
     @property
+    def order(self) -> int:
+        return max(order for _, order in self.directions)
+
+    @property
     def operations(self) -> int:
         """Floating-point operations of a step's matrix products."""
         weights = self.variables * self.width + (self.layers - 1) * self.width**2 + self.width
@@ -395,10 +399,11 @@ class Result:
 
     @property
     def best(self) -> float:
+        """Ours, as launched or in a graph."""
         return min(self.microseconds.get(name, math.inf) for name in ("ours", "graph"))
 
 
-CHECKED_POINTS = 64
+CHECKED_POINTS = 4096  # enough for the kernels that many points are for
 
 
 class Contestants:
@@ -453,32 +458,37 @@ def numpy_of(gradient: Any) -> Any:
     return gradient.detach().cpu().numpy() if isinstance(gradient, Tensor) else np.array(gradient)
 
 
-def measured(workload: Workload, device: str) -> Result:
-    """Every contestant, whatever becomes of the others."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-        listed = next((peaks for key, peaks in PEAKS.items() if key in name), None)
-        rate = listed.operations(workload.dtype) if listed else measured_operations(workload.dtype)
-        bandwidth = listed.bandwidth if listed else measured_bandwidth()
-    else:
-        rate = bandwidth = math.nan
-    floor = 1e6 * max(workload.operations / rate, workload.bytes / bandwidth)
-    result = Result(workload.title, workload.operations, workload.bytes, rate, bandwidth, floor)
-    contestants = Contestants(workload, device)
-    reference = contestants.reference()
-    for name in ("ours", "graph", "jets", "nested", "jax"):
-        if name == "graph" and device == "cpu":
-            continue
+class Measurement:
+    """A workload's result as it comes about."""
+
+    def __init__(self, workload: Workload, device: str):
+        self.workload, self.device = workload, device
+        if device == "cuda":
+            name = torch.cuda.get_device_name()
+            listed = next((peaks for key, peaks in PEAKS.items() if key in name), None)
+            rate = listed.operations(workload.dtype) if listed else measured_operations(workload.dtype)
+            bandwidth = listed.bandwidth if listed else measured_bandwidth()
+        else:
+            rate = bandwidth = math.nan
+        floor = 1e6 * max(workload.operations / rate, workload.bytes / bandwidth)
+        self.result = Result(workload.title, workload.operations, workload.bytes, rate, bandwidth, floor)
+        self.contestants = Contestants(workload, device)
+        self.reference = self.contestants.reference()
+
+    def measure(self, name: str) -> None:
+        """Whatever becomes of the others."""
+        workload, result = self.workload, self.result
         try:
-            build = contestants.ours if name == "graph" else getattr(contestants, name)
+            build = self.contestants.ours if name == "graph" else getattr(self.contestants, name)
             points = workload.nested_points if name == "nested" else workload.points
             if name != "graph":
-                result.gradient_errors[name] = gradient_error(build(CHECKED_POINTS)(), reference)
+                gradients = build(min(CHECKED_POINTS, workload.points))()
+                result.gradient_errors[name] = gradient_error(gradients, self.reference)
             call = build(points)
             if name == "jax":
                 timing = timed_until_ready(call)
             else:
-                timing = timed(in_a_graph(call) if name == "graph" else call, device)
+                timing = timed(in_a_graph(call) if name == "graph" else call, self.device)
                 result.peak_bytes[name] = int(timing.peak_bytes * workload.points / points)
             result.microseconds[name] = timing.microseconds * workload.points / points
         except Exception as error:
@@ -487,9 +497,8 @@ def measured(workload: Workload, device: str) -> Result:
             )
             traceback.print_exc()
         finally:
-            if device == "cuda":
+            if self.device == "cuda":
                 torch.cuda.empty_cache()
-    return result
 
 
 def quantities(result: Result, results: Mapping[str, Result]) -> dict[str, float]:
@@ -546,6 +555,7 @@ def main() -> None:
     parser.add_argument("output", nargs="?", type=Path)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--points", type=int, help="at most, for a rehearsal")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after so many, nothing new is started")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     device = options.device
@@ -561,14 +571,28 @@ def main() -> None:
     print(f"{gpu}, torch {torch.__version__}. Microseconds for a loss and its gradient.\n")
     columns = ["workload", "floor", "ours", "in a graph", "× floor", *NAMES.values(), "memory of nested"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    results: dict[str, Result] = {}
+    measurements = []
     for workload in WORKLOADS:
         if options.points:
             fewer = {name: min(options.points, getattr(workload, name)) for name in ("points", "nested_points")}
             workload = replace(workload, **fewer)
-        result = results[workload.title] = measured(workload, device)
+        measurements.append(Measurement(workload, device))
+    results = {m.workload.title: m.result for m in measurements}
+    start = time.perf_counter()
+    # The quick ones first: compiling takes the longest, and longer for higher orders.
+    passes = (("ours", "graph", "nested") if device == "cuda" else ("ours", "nested")), ("jax", "jets")
+    for names in passes:
+        for measurement in sorted(measurements, key=lambda m: m.workload.order):
+            for name in names:
+                if time.perf_counter() - start > options.seconds:
+                    measurement.result.failures[name] = "no time left"
+                    continue
+                measurement.measure(name)
+                print(f"{measurement.workload.title}: {name}", file=sys.stderr, flush=True)
+    for result in results.values():
         found = quantities(result, results)
-        result.targets = {name: (required, found.get(name, math.nan)) for name, required in workload.targets.items()}
+        targets = next(m.workload.targets for m in measurements if m.result is result)
+        result.targets = {name: (required, found.get(name, math.nan)) for name, required in targets.items()}
         print(row(result, found), flush=True)
     print("\n| workload | target | required | measured | |\n|---|---|---|---|---|")
     for result in results.values():

@@ -81,12 +81,13 @@ def results() -> list[Result]:
             share = elements * layout.size * dtype.itemsize / BYTES
             x = torch.rand(layout.size, elements, device="cuda").to(dtype)
             x[0] += 0.5
+            grad = torch.rand(layout.size, elements, device="cuda").to(dtype)
             structure = (list(layout.orders), list(layout.weights or ()))
             for op in OPS:
                 for backward in (False, True):
                     name = "unary_backward" if backward else "unary"
                     kernel = getattr(torch.ops.taylorderiv, name)
-                    tensors = (x, x) if backward else (x,)
+                    tensors = (grad, x) if backward else (x,)
                     time = microseconds(lambda: kernel(*tensors, op, [], *structure))  # noqa: B023
                     floor = copy * share * (1.5 if backward else 1.0)
                     found.append(Result(op, backward, str(layout), str(dtype).removeprefix("torch."), time, floor))

@@ -3,9 +3,10 @@
 #
 #   benchmarks/gpu_check.sh
 #
-# Needs PyTorch for CUDA, nvcc, ninja, pybind11 and pytest; what else is missing is named, and the steps that need it are
-# left out. No network. chain.json, elementwise.json, profile.txt, summary.txt and log.txt, all that the steps printed,
-# go to $OUT, or benchmarks/output; a summary is printed last. A step that fails doesn't keep those after it from running.
+# BUILD=0 takes the extension as it is. Needs PyTorch for CUDA, nvcc, ninja, pybind11 and pytest; what else is missing is
+# named, and the steps that need it are left out. No network. chain.json, elementwise.json, profile.txt, summary.txt and
+# log.txt, all that the steps printed, go to $OUT, or benchmarks/output; a summary is printed last. A step that fails
+# doesn't keep those after it from running.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -32,6 +33,7 @@ seconds=${SECONDS_AT_MOST:-570} # for all steps
 failed=0
 summary=()
 : >"$OUT/log.txt"
+: >"$OUT/summary.txt"
 
 has() { command -v "$1" >/dev/null; }
 imports() { $PYTHON -c "import $1" 2>/dev/null; }
@@ -76,26 +78,29 @@ step_with() {
     fi
 }
 
+# What the last step printed for people, without progress and warnings.
+tables() { grep -E '^(\||$|not measured|relative error)|torch [0-9.]+.*\. (Micro|Share)' "$OUT/step.txt" >>"$OUT/summary.txt"; }
+
 workers=()
-imports xdist && workers=(-n 6)
-tests=("$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda.py)
+imports xdist && workers=(-n 12)
+tests=("$PYTHON" -m pytest -q -p no:cacheprovider -p no:benchmark tests/test_cuda.py)
 elements="(unary_kernels or singular) and (sigmoid or log1p or sinc) and float32 or products or order_40"
 chains="(test_chains_agree or saved_layers) and (33x17 or 3x5x2 or 600x16 or 20x33 or 17x48)"
 
-if step build 300 "$PYTHON" setup.py build_ext --inplace; then
+if [[ ${BUILD:-1} == 0 ]] || step build 300 "$PYTHON" setup.py build_ext --inplace; then
     # The short ones first: they say whether it works at all.
     step tests 110 "${tests[@]}" "${workers[@]}"
-    step chain 130 "$PYTHON" benchmarks/chain_cuda.py "$OUT/chain.json" && cp "$OUT/step.txt" "$OUT/summary.txt"
-    step elementwise 45 "$PYTHON" benchmarks/elementwise_cuda.py "$OUT/elementwise.json" && cat "$OUT/step.txt" >>"$OUT/summary.txt"
+    step chain 130 "$PYTHON" benchmarks/chain_cuda.py "$OUT/chain.json" --seconds 80 && tables
+    step elementwise 45 "$PYTHON" benchmarks/elementwise_cuda.py "$OUT/elementwise.json" && tables
     step_with compute-sanitizer memcheck 70 \
         compute-sanitizer --tool memcheck --error-exitcode 1 "${tests[@]}" -k "($elements or $chains) and not float16 and not bfloat16"
     step_with compute-sanitizer racecheck 70 \
         compute-sanitizer --tool racecheck --error-exitcode 1 "${tests[@]}" -k "$chains and float32 and not 600x16"
     step profile 30 "$PYTHON" benchmarks/chain_cuda.py --profile && cp "$OUT/step.txt" "$OUT/profile.txt"
     step_with ncu counters 60 ncu --clock-control none --kernel-name 'regex:chain_(forward|backward)' --launch-skip 6 \
-        --launch-count 2 --section SpeedOfLight --section Occupancy --section WarpStateStats \
-        --section MemoryWorkloadAnalysis --section LaunchStats "$PYTHON" benchmarks/chain_cuda.py --profile &&
-        [[ -s $OUT/step.txt ]] && cat "$OUT/step.txt" >>"$OUT/profile.txt"
+        --launch-count 2 --set full --force-overwrite --export "$OUT/counters" \
+        "$PYTHON" benchmarks/chain_cuda.py --profile &&
+        ncu --import "$OUT/counters.ncu-rep" --page details >>"$OUT/profile.txt"
 fi
 rm -f "$OUT/step.txt"
 
