@@ -8,6 +8,7 @@ import pytest
 import torch
 from agreement import OTHER_INSTRUCTION_SETS, passes_with, unfused
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from taylorderiv import Jet, chain, derivatives, fusion, kernels, partials
@@ -39,6 +40,15 @@ def test_wide_networks_save_and_narrow_ones_recompute_most():
         assert kernels.saved_bytes([narrow, narrow], 1000) == -1
     with fusion(save=False):
         assert kernels.saved_bytes([wide, wide], 1000) == 0
+
+
+def test_on_a_gpu_all_layers_are_saved_or_none():
+    with FakeTensorMode():
+        layers = [torch.empty(64, 64, device="cuda")] * 4
+    most = 2**30 // (4 * 64 * 4)
+    assert [kernels.saved_bytes(layers, rows) for rows in (1000, most, most + 1)] == [-1, -1, 0]
+    with fusion(save=True):
+        assert kernels.saved_bytes(layers, most + 1) == -1
 
 
 def test_layers_saved_of_some_points_only_give_the_same_gradients():
