@@ -178,20 +178,20 @@ def _read(plan: Plan, coefficients: Any, value: Any) -> Any:
         return torch.stack([_combine(parts, terms) if terms else zero for terms in reads])
     triples = [(q, i, factor) for q, terms in enumerate(reads) for i, factor in terms]
     quantities, indices, factors = map(list, zip(*triples, strict=True))
-    scale = _constants(factors, value.dtype, value.device)
-    terms = coefficients[_constants(indices, torch.int64, value.device)] * scale.reshape(-1, *[1] * value.ndim)
+    scale = _on_device(factors, value.dtype, value.device)
+    terms = coefficients[_on_device(indices, torch.int64, value.device)] * scale.reshape(-1, *[1] * value.ndim)
     out = torch.zeros(len(reads), *value.shape, dtype=value.dtype, device=value.device)
-    return out.index_add(0, _constants(quantities, torch.int64, value.device), terms)
+    return out.index_add(0, _on_device(quantities, torch.int64, value.device), terms)
 
 
 def scaled(coefficients: Any, factors: Sequence[float]) -> Tensor:
     """Coefficients ``(C, *shape)``, each times its factor."""
     dtype = torch.promote_types(coefficients.dtype, torch.float32)  # in which the factors are finite
-    scale = _constants(factors, dtype, coefficients.device)
+    scale = _on_device(factors, dtype, coefficients.device)
     return (coefficients * scale.reshape(-1, *[1] * (coefficients.ndim - 1))).to(coefficients.dtype)
 
 
-def _constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():  # a graph can't copy from the host
         return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
     return torch.tensor(values, dtype=dtype, device=device)
