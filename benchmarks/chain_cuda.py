@@ -589,9 +589,10 @@ def main() -> None:
                     continue
                 measurement.measure(name)
                 print(f"{measurement.workload.title}: {name}", file=sys.stderr, flush=True)
-    for result in results.values():
+    for measurement in measurements:
+        result = measurement.result
         found = quantities(result, results)
-        targets = next(m.workload.targets for m in measurements if m.result is result)
+        targets = measurement.workload.targets
         result.targets = {name: (required, found.get(name, math.nan)) for name, required in targets.items()}
         print(row(result, found), flush=True)
     print("\n| workload | target | required | measured | |\n|---|---|---|---|---|")

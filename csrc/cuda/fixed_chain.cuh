@@ -138,7 +138,6 @@ __device__ __noinline__ void repair(JetRegisters<Number, size, 1>& registers, Je
 }
 
 // A warp's share of a layer's results, or of their gradient.
-template <class Number>
 struct WarpColumns {
   int first;    // tile of 8 columns
   int columns;  // of the layer, in use
@@ -164,9 +163,9 @@ inline constexpr bool backward_pass<Backward<Op>> = true;
 // kept of z is corrected, too, unless there is no image.
 template <class Op, bool backward, class Layout, class Number, int size, int tiles>
 __device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& registers, unsigned again,
-                                            JetProduct<Number, size> product, WarpColumns<Number> share,
-                                            const Number* bias, Number* image, Jets<Number, size, true> h,
-                                            const PackedLayout& layout, const CudaParams& params) {
+                                            JetProduct<Number, size> product, WarpColumns share, const Number* bias,
+                                            Number* image, Jets<Number, size, true> h, const PackedLayout& layout,
+                                            const CudaParams& params) {
   TD_TRACE;
   using M = Mma<Number>;
   using T = typename Forward<Op>::template Scratch<Number>;
@@ -352,10 +351,9 @@ class FixedTile {
   // From h to the next layer's h, unless that isn't wanted, and z to the image if `keeping`. Ends with a barrier.
   __device__ __forceinline__ void layer(int i, bool keeping, bool activating = true) const {
     const CudaChainLayer& layer = task_.layer[i];
-    const WarpColumns<Number> share{warp() * tiles, layer.out, used_points()};
-    const bool takes_part = share.first * 8 < covered(layer.out);
+    const WarpColumns share = share_of(i);
     Registers registers;
-    if (takes_part) {
+    if (takes_part(i)) {
       const Product product{h, packed(task_.places[i].weight, layer.out), layer.in};
       multiply(product, registers, share.first);
       const Number* const bias = layer.bias == nullptr ? nullptr : numbers() + task_.places[i].bias;
@@ -388,14 +386,14 @@ class FixedTile {
     }
     if (!activating) return;
     __syncthreads();
-    if (takes_part) store(registers, share, false, h);
+    if (takes_part(i)) store(registers, share, false, h);
     __syncthreads();
   }
 
   // From the gradient of layer i + 1's z to h of layer i, in its buffer, and the gradient of its z.
   __device__ __forceinline__ void layer_backward(int i, Registers& registers) const {
     const CudaChainLayer& layer = task_.layer[i];
-    const WarpColumns<Number> share = share_of(i);
+    const WarpColumns share = share_of(i);
     if (!takes_part(i)) return;
     const Product product{gradient, packed(task_.places[i + 1].transposed, layer.out), task_.layer[i + 1].out};
     // What was kept of z is on its way during the product, to where the thread will put h.
@@ -486,7 +484,7 @@ class FixedTile {
                               : static_cast<Number*>(task_.saved) + tile_ * task_.images * task_.image;
     return first + i * task_.image + warp() * (size * tiles * 128);
   }
-  __device__ WarpColumns<Number> share_of(int i) const { return {warp() * tiles, task_.layer[i].out, used_points()}; }
+  __device__ WarpColumns share_of(int i) const { return {warp() * tiles, task_.layer[i].out, used_points()}; }
   __device__ bool takes_part(int i) const { return warp() * tiles * 8 < covered(task_.layer[i].out); }
 
   template <int some_tiles>
@@ -497,9 +495,9 @@ class FixedTile {
   }
 
   template <class Op>
-  __device__ __forceinline__ void activate(Registers& registers, const Product& product,
-                                           const WarpColumns<Number>& share, const Number* bias, const Op& op, int i,
-                                           Number* kept, bool activating) const {
+  __device__ __forceinline__ void activate(Registers& registers, const Product& product, const WarpColumns& share,
+                                           const Number* bias, const Op& op, int i, Number* kept,
+                                           bool activating) const {
     const Layout layout(task_.direction_weights, task_.layout.top_share());
     unsigned again = 0;
     // f(z, j, e) for each jet.
@@ -541,7 +539,7 @@ class FixedTile {
 
   template <class Op>
   __device__ __forceinline__ void activate_backward(Registers& registers, const Product& product,
-                                                    const WarpColumns<Number>& share, const Op& op, int i) const {
+                                                    const WarpColumns& share, const Op& op, int i) const {
     const Layout layout(task_.direction_weights, task_.layout.top_share());
     unsigned again = 0;
 #pragma unroll
@@ -581,15 +579,14 @@ class FixedTile {
   }
 
   // Zeros where there is no such column, or, if it matters, point.
-  __device__ __forceinline__ static void mask(Number (&d)[4], const WarpColumns<Number>& share, int j,
-                                              bool mask_points) {
+  __device__ __forceinline__ static void mask(Number (&d)[4], const WarpColumns& share, int j, bool mask_points) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const bool used = (share.first + j) * 8 + M::column(e) < share.columns;
       d[e] = used && (!mask_points || M::row(e) < share.points) ? d[e] : Number(0);
     }
   }
-  __device__ __forceinline__ static void store(Registers& registers, const WarpColumns<Number>& share, bool mask_points,
+  __device__ __forceinline__ static void store(Registers& registers, const WarpColumns& share, bool mask_points,
                                                const J& to) {
     if ((share.first + tiles) * 8 > share.columns || (mask_points && share.points < points)) {
 #pragma unroll
