@@ -33,11 +33,11 @@
 #define TD_ROLLED
 #endif
 
-// What the compiler of device code may rely on.
-#if defined(__CUDA_ARCH__)
+// What the compiler may rely on.
+#if defined(__CUDA_ARCH__) || defined(__clang__)
 #define TD_ASSUME(condition) __builtin_assume(condition)
 #else
-#define TD_ASSUME(condition)
+#define TD_ASSUME(condition) ((condition) ? void() : __builtin_unreachable())
 #endif
 
 #if defined(__clang__)

@@ -23,6 +23,7 @@ class LayoutView {
   double weight(int r) const { return weights_ == nullptr ? 0.0 : weights_[r]; }
   bool collapsed() const { return collapsed_; }
   int top() const { return top_; }
+  const double* weights() const { return weights_; }
   double top_share() const { return top_share_; }
   int size() const { return top_ + (collapsed_ ? 1 : 0); }
   int max_order() const { return max_order_; }

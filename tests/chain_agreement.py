@@ -164,7 +164,7 @@ SHAPES = (
 )
 
 # Enough points for the kernels that keep jets in registers, on a device of few multiprocessors: every layout and op
-# that has such code (csrc/cuda/fixed_layouts.h), layers of one to several fragments, a last tile that isn't full.
+# that has such code (csrc/fixed_layouts.h), layers of one to several fragments, a last tile that isn't full.
 FIXED_SHAPES = (
     Case((1, 24, 24, 1), ("tanh", "tanh", ""), Layout((2,)), 75),
     Case((2, 64, 64, 64, 1), ("tanh", "tanh", "tanh", ""), Layout((2, 1)), 150),

@@ -23,6 +23,7 @@ from chain_agreement import (
     random_inputs,
 )
 from cuda_host import build
+from unary_oracles import FIXED_LAYOUTS, FIXED_OPS, fixed_layout
 
 from taylorderiv import _C, build_info
 from taylorderiv.layout import Layout
@@ -273,21 +274,11 @@ UNROLLED_OPS = re.findall(r"X\((\w+)\)", (build.CSRC / "cuda" / "chain_ops.h").r
 
 
 REPAIRED = ("JetRegisters", "WeightSums")
-FIXED_HEADER = (build.CSRC / "cuda" / "fixed_layouts.h").read_text()
-FIXED_LAYOUTS = re.findall(r"X\(([-\d, ]+)\)", FIXED_HEADER)
-FIXED_OPS = re.findall(r"X\(([A-Z]\w+)\)", FIXED_HEADER)
 
 
 def listed(text: bytes) -> str:
     """A list of functions, without namespaces."""
     return re.sub(r"taylorderiv::(?:cuda::)?", "", text.decode())
-
-
-def layout_of(signed_orders: str) -> Layout:
-    """One that fixed_layouts.h lists: the orders, negative where collapsed."""
-    orders = [int(order) for order in signed_orders.split(",")]
-    weights = tuple(float(order < 0) for order in orders)
-    return Layout(tuple(map(abs, orders)), weights if any(weights) else None)
 
 
 def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,7 +295,7 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
             chain_agrees(chains, many, dtype, tf32=tf32)
             for orders in FIXED_LAYOUTS:
                 for op in ("tanh", "sin", "silu", "gelu"):
-                    case = Case((2, 16, 3), (op, ""), layout_of(orders), 32)
+                    case = Case((2, 16, 3), (op, ""), fixed_layout(orders), 32)
                     chain_agrees(chains, case, dtype, tf32=tf32)
                     if dtype.itemsize > 2:
                         rest = {"layout": case.layout, "points": 32}
@@ -359,7 +350,7 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
         for orders in FIXED_LAYOUTS
         for number in NUMBERS
     }
-    assert repairs == [{str(layout_of(orders).size) for orders in FIXED_LAYOUTS}] * 2
+    assert repairs == [{str(fixed_layout(orders).size) for orders in FIXED_LAYOUTS}] * 2
     for number in NUMBERS:
         for name in ("Forward", "Backward"):
             ops = {orders: set() for orders in ("LoopOrders", "PaddedOrders")}

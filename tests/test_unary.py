@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from unary_oracles import LAYOUTS, nested_along, pack, random_curves
+from unary_oracles import CPU_FIXED_LAYOUTS, FIXED_OPS, LAYOUTS, fixed_layout, nested_along, pack, random_curves
 from unary_records import RECORDS, Record
 
 from taylorderiv import Jet, kernels, reference, registry
@@ -125,6 +125,44 @@ def test_kernels_agree_with_the_reference(record: Record, layout: Layout) -> Non
     (a,) = torch.autograd.grad(actual, coefficients, cotangent)
     (b,) = torch.autograd.grad(expected, coefficients, cotangent)
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", [*map(fixed_layout, CPU_FIXED_LAYOUTS)], ids=CPU_FIXED_LAYOUTS)
+@pytest.mark.parametrize("op", [*map(str.lower, FIXED_OPS)])
+def test_layouts_with_code_of_their_own_agree_with_the_reference(op: str, layout: Layout, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    coefficients = torch.randn(layout.size, 16 * 8 + 13, dtype=dtype).requires_grad_()  # a block, and some more
+    cotangent = torch.randn_like(coefficients)
+    actual = kernels.unary(op, coefficients, layout)
+    (gradient,) = torch.autograd.grad(actual, coefficients, cotangent)
+    exact = coefficients.detach().double().requires_grad_()
+    expected = reference.unary(UNARY_OPS[op], exact, layout)
+    (expected_gradient,) = torch.autograd.grad(expected, exact, cotangent.double())
+    for a, e in ((actual, expected), (gradient, expected_gradient)):
+        scale = e.abs().amax(dim=1, keepdim=True)
+        tolerance = (1e-12 if dtype == DOUBLE else 2e-5) * scale
+        assert ((a.double() - e).abs() <= tolerance).all(), ((a.double() - e).abs() / scale).max()
+
+
+@pytest.mark.parametrize("layout", [*map(fixed_layout, CPU_FIXED_LAYOUTS)], ids=CPU_FIXED_LAYOUTS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_where_a_number_is_not_finite_code_for_a_layout_does_as_that_for_any(layout: Layout, value: float) -> None:
+    torch.manual_seed(0)
+    c, g = torch.randn(2, layout.size, 61)
+    for i in range(layout.size):
+        c[i, 3 * i], g[i, 3 * i + 1] = value, value
+    # The same directions among others have the code for any layout.
+    wider = Layout((*layout.orders, 1, 1), None if layout.weights is None else (*layout.weights, 0.0, 0.0))
+    last = wider.size - 1 if layout.collapsed else layout.size - 1
+    results = []
+    for used, places in ((layout, [*range(layout.size)]), (wider, [*range(layout.size - 1), last])):
+        x, grad = torch.zeros(2, used.size, 61)
+        x[places], grad[places] = c, g
+        y = kernels.unary("tanh", x.requires_grad_(), used)
+        results.append([t[places] for t in (y, *torch.autograd.grad(y, x, grad))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 # Derivatives of the ops themselves.

@@ -5,12 +5,31 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from taylorderiv.layout import Layout
+
+# What kernels are written for: lists of signed orders, negative where a direction is collapsed.
+_FIXED = (Path(__file__).parents[1] / "csrc" / "fixed_layouts.h").read_text()
+FIXED_LAYOUTS, CPU_FIXED_LAYOUTS = (
+    re.findall(r"X\(([-\d, ]+)\)", re.findall(rf"define {name}\(X\)((?:.*\\\n)*.*)", _FIXED)[0])
+    for name in ("TD_FIXED_LAYOUTS", "TD_CPU_FIXED_LAYOUTS")
+)
+CPU_FIXED_LAYOUTS += FIXED_LAYOUTS
+FIXED_OPS: list[str] = re.findall(r"X\(([A-Z]\w+)\)", _FIXED)
+
+
+def fixed_layout(signed_orders: str) -> Layout:
+    """One of those that kernels are written for."""
+    orders = [int(order) for order in signed_orders.split(",")]
+    weights = tuple((1.0 - 0.75 * r) * (order < 0) for r, order in enumerate(orders))
+    return Layout(tuple(map(abs, orders)), weights if any(weights) else None)
+
 
 LAYOUTS: dict[str, Layout] = {
     "order 0": Layout(()),

@@ -2,6 +2,7 @@
 // set; nothing from the C++ library that could emit shared inline code may be used here.
 #pragma once
 
+#include "../fixed_layouts.h"
 #include "../propagate.h"
 #include "kernels.h"
 #include "number.h"
@@ -142,6 +143,92 @@ struct Block {
   }
 };
 
+// Layouts that the compiler knows (fixed_layouts.h): all directions of a vector at once, with no question at run time.
+
+// Stores numbers and adds them up: the sum is infinite or NaN if one of them is.
+template <class S>
+struct AddingStorer {
+  S* p;
+  int64_t stride;
+  Number<S>* sum;
+  TD_HD void operator()(int c, Number<S> v) const {
+    store_number(p + c * stride, v);
+    *sum = *sum + v;
+  }
+};
+
+// The directions of `count` vectors, given their seeds. What is returned is 0, or NaN where a number isn't finite.
+template <class Op, class S>
+struct FixedPasses {
+  using N = Number<S>;
+  using Seeds = Seed<N, Op::aux>;
+  using Forward = N (*)(const Op&, const LayoutView&, const Seeds*, int count, int64_t stride, const S* x, S* y);
+  using Backward = N (*)(const Op&, const LayoutView&, const Seeds*, int count, int64_t stride, const S* grad,
+                         const S* x, S* dx, int64_t y_stride, S* y);
+
+  template <class L>
+  static N forward(const Op& any_op, const LayoutView& view, const Seeds* seeds, int count, int64_t stride, const S* x,
+                   S* y) {
+    const Op op = any_op;  // a copy that stores to memory can't change, as far as the compiler knows
+    const L layout(view.weights(), view.top_share());
+    N not_finite(0.0);
+    for (int i = 0; i < count; ++i, x += lanes_of<S>, y += lanes_of<S>) {
+      const Seeds& v = seeds[i];
+      const Loader<S, S> load{x, stride};
+      N sum(0.0), collapsed(0.0);
+      const AddingStorer<S> store{y, stride, &sum};
+      const N x0 = load(0);
+      store(0, v.y);
+      for_each_direction<FixedOrders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+        forward_direction<false>(op, K, d, layout, x0, v, load, store, collapsed, no_scratch);
+      });
+      if constexpr (L::collapsed()) store(layout.top(), collapsed);
+      not_finite = not_finite + sum * N(0.0);
+    }
+    return not_finite;
+  }
+
+  template <class L>
+  static N backward(const Op& any_op, const LayoutView& view, const Seeds* seeds, int count, int64_t stride,
+                    const S* grad, const S* x, S* dx, int64_t y_stride, S* y) {
+    const Op op = any_op;
+    const L layout(view.weights(), view.top_share());
+    N not_finite(0.0);
+    for (int i = 0; i < count; ++i) {
+      const int64_t at = i * lanes_of<S>;
+      const Seeds& v = seeds[i];
+      const Loader<S, S> load{x + at, stride}, load_grad{grad + at, stride};
+      N sum(0.0), y_sum(0.0), collapsed(0.0);
+      const AddingStorer<S> store{dx + at, stride, &sum}, store_y{y + at, y_stride, &y_sum};
+      const N x0 = load(0);
+      store_y(0, v.y);
+      N dx0 = v.s * load_grad(0);
+      for_each_direction<FixedOrders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
+        backward_direction<FixedOrders, false>(op, K, d, layout, x0, v, load, load_grad, store, store_y, dx0, collapsed,
+                                               no_scratch);
+      });
+      if constexpr (L::collapsed()) {
+        store(layout.top(), v.s * load_grad(layout.top()));
+        store_y(layout.top(), collapsed);
+      }
+      store(0, dx0);
+      not_finite = not_finite + (sum + y_sum) * N(0.0);
+    }
+    return not_finite;
+  }
+
+  template <class Layouts>
+  struct Of;
+  template <class First, class... L>
+  struct Of<LayoutList<First, L...>> {
+    static constexpr Forward forward[] = {&FixedPasses::forward<L>...};
+    static constexpr Backward backward[] = {&FixedPasses::backward<L>...};
+  };
+
+ private:
+  static constexpr N* no_scratch = nullptr;
+};
+
 template <class Op, int place, class S>
 void forward(const double* params, const LayoutView& layout, Range range, const S* x, S* y, void* scratch) {
   using C = Compute<Op, S>;
@@ -152,10 +239,22 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
   } else {
     constexpr int lanes = lanes_of<C>;
     const Op op(params);
+    const int fixed = is_fixed_op(place) ? CpuFixedLayouts::index_of(layout) : -1;
     for_each_block<block, C, S, 1, 2>(layout, range, {x}, {y, nullptr}, scratch,
                                       [&](const S* const* in, S* const* out, int64_t stride, int count, int elements)
                                           TD_INLINE_LAMBDA {
       Block<Op, C, S> b(op, in[0], count);
+      const auto redo = [&] {
+        b.redo(op, layout.size(), out, stride, elements,
+               [&](int e) { careful(params, layout, Range{stride, e, e + 1}, in[0], out[0], scratch); });
+      };
+      if constexpr (is_fixed_op(place)) {
+        if (fixed >= 0) {
+          using Passes = typename FixedPasses<Op, S>::template Of<CpuFixedLayouts>;
+          b.not_finite = Passes::forward[fixed](op, layout, b.seeds, count, stride, in[0], out[0]);
+          return redo();
+        }
+      }
       N collapsed[block];
       const Storer<C, S> store{out[0], stride, &b.not_finite};
       for (int i = 0; i < count; ++i) {
@@ -178,8 +277,7 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
       if (layout.collapsed()) {
         for (int i = 0; i < count; ++i) store.at(i * lanes)(layout.top(), collapsed[i]);
       }
-      b.redo(op, layout.size(), out, stride, elements,
-             [&](int e) { careful(params, layout, Range{stride, e, e + 1}, in[0], out[0], scratch); });
+      redo();
     });
   }
 }
@@ -195,12 +293,26 @@ void backward(const double* params, const LayoutView& layout, Range range, const
   } else {
     constexpr int lanes = lanes_of<C>;
     const Op op(params);
+    const int fixed = is_fixed_op(place) ? CpuFixedLayouts::index_of(layout) : -1;
     for_each_block<block, C, S, 2, 2>(layout, range, {grad, x}, {dx, y}, scratch,
                                       [&](const S* const* in, S* const* out, int64_t stride, int count, int elements)
                                           TD_INLINE_LAMBDA {
       Block<Op, C, S> b(op, in[1], count);
-      N dx0[block], collapsed[block];
+      const auto redo = [&] {
+        b.redo(op, layout.size(), out, stride, elements,
+               [&](int e) { careful(params, layout, Range{stride, e, e + 1}, in[0], in[1], out[0], out[1], scratch); });
+      };
       S discarded[block * lanes];  // where there is no y
+      if constexpr (is_fixed_op(place)) {
+        if (fixed >= 0) {
+          using Passes = typename FixedPasses<Op, S>::template Of<CpuFixedLayouts>;
+          b.not_finite =
+              Passes::backward[fixed](op, layout, b.seeds, count, stride, in[0], in[1], out[0],
+                                      out[1] == nullptr ? 0 : stride, out[1] == nullptr ? discarded : out[1]);
+          return redo();
+        }
+      }
+      N dx0[block], collapsed[block];
       const auto store_y_to = [&](N* not_finite) TD_INLINE_LAMBDA {
         return out[1] == nullptr ? Storer<C, S>{discarded, 0, not_finite} : Storer<C, S>{out[1], stride, not_finite};
       };
@@ -232,8 +344,7 @@ void backward(const double* params, const LayoutView& layout, Range range, const
         }
         store.at(i * lanes)(0, dx0[i]);
       }
-      b.redo(op, layout.size(), out, stride, elements,
-             [&](int e) { careful(params, layout, Range{stride, e, e + 1}, in[0], in[1], out[0], out[1], scratch); });
+      redo();
     });
   }
 }

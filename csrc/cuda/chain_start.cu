@@ -140,15 +140,12 @@ CudaDevice describe(int device, Errors& check) {
 // The index of the layout that the chain's jets have, if there is code to keep them in registers from its first layer
 // to its last, which has no activation; or -1.
 int fixed_layout(const CudaChain& chain) {
-#define TD_CASE(Op) || op == Place::Op
-  const auto is_fixed = [](int op) { return false TD_FIXED_OPS(TD_CASE); };
-#undef TD_CASE
   const int last = chain.layers - 1;
   if (last == 0 || chain.layer[last].op >= 0 || chain.layer[0].in > part_columns) return -1;
   for (int i = 0; i < last; ++i) {
-    if (!is_fixed(chain.layer[i].op)) return -1;
+    if (!is_fixed_op(chain.layer[i].op)) return -1;
   }
-  return fixed_layout_index(chain.layout);
+  return FixedLayouts::index_of(chain.layout);
 }
 
 ChainTask plan(const CudaChain& chain, bool backward, const CudaDevice& device) {

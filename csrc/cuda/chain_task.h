@@ -1,8 +1,8 @@
 // What the kernels of the fused chain are told, and the tables of these kernels.
 #pragma once
 
+#include "../fixed_layouts.h"
 #include "chain.h"
-#include "fixed_layouts.h"
 
 namespace taylorderiv {
 
@@ -32,7 +32,7 @@ struct ChainTask : CudaChain {
   int64_t block_numbers;   // these, and its images unless the forward pass saved them
   ChainPlaces places[capacity];
   int fixed_layout;  // index of its layout, if that and the ops have code in fixed_chain.cuh, or -1
-  double direction_weights[most_fixed_directions];  // of the fixed layout's directions
+  double direction_weights[FixedLayouts::most_directions()];  // of the fixed layout's directions
   bool loops[capacity];  // whether a layer's activation has no unrolled code: it then needs the scratch memory
   void *packed, *blocks, *scratch;  // global memory
 

@@ -3,8 +3,8 @@
 // product, and applies the activation to them there. Shared memory only passes them on to the other warps.
 #pragma once
 
+#include "../fixed_layouts.h"
 #include "chain.cuh"
-#include "fixed_layouts.h"
 #include "jets.cuh"
 
 TD_NAMESPACE_BEGIN

@@ -1,10 +1,9 @@
-// Layouts of jets known when the kernels are compiled: the fused chain keeps the coefficients of a number in registers
-// for these, which have no index at run time.
+// Layouts of jets known when the kernels are compiled: these ask no question about one at run time, and keep the
+// coefficients of a number in registers, which have no index then.
 #pragma once
 
-#include "../layout.h"
-#include "../series.h"
-#include "packed_layout.h"
+#include "layout.h"
+#include "series.h"
 
 TD_NAMESPACE_BEGIN
 
@@ -32,7 +31,8 @@ class FixedLayout {
   }
 
   // Whether a jet has this layout.
-  static bool fits(const PackedLayout& layout) {
+  template <class View>
+  static bool fits(const View& layout) {
     int r = 0;
     for (int i = 0; i < layout.runs(); ++i) {
       for (int left = layout.length(i); left > 0; --left, ++r) {
