@@ -3,7 +3,8 @@
 #   make demo        derivatives of sin, three trainings, a picture and a table in demo/
 #   make test        the whole test suite; T="-k tanh" passes options to pytest
 #   make bench       the short suite of benchmarks, some minutes; B="--resume" passes options to benchmarks/run.py
-#   make lint        ruff and clang-format, checking only;  make format  rewrites
+#   make lint        ruff and clang-format, checking only, and what a compiler says to code for AVX-512 that this machine
+#                    may lack;  make format  rewrites
 #   make typecheck   pyright
 #   make cuda-check  compile every CUDA source; needs nvcc, needs no GPU
 #   make clean       remove what was built and written, .venv included
@@ -14,6 +15,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 T ?=
 B ?=
+# Tests run in as many processes as there are cores; WORKERS=0: in one.
+WORKERS ?= auto
+
+# Of the instruction sets, only what this machine has is compiled.
+export TAYLORDERIV_AVX512 ?= auto
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -33,7 +39,7 @@ demo: $(VENV)/.installed-demo
 	$(RUN) examples/sine.py
 
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest $(T)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(T)
 
 bench: $(VENV)/.installed-test
 	$(RUN) benchmarks/run.py $(B)
@@ -42,6 +48,7 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	$(CXX) -std=c++20 -fsyntax-only -Wno-psabi csrc/cpu/*avx512*.cpp
 
 format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .

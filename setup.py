@@ -3,6 +3,7 @@
 With CUDA when PyTorch was built with CUDA and a CUDA toolkit is found. Environment:
     TAYLORDERIV_CUDA=0 | 1     without CUDA in any case | with it, or fail
     TORCH_CUDA_ARCH_LIST       architectures, by default "8.0;9.0+PTX"
+    TAYLORDERIV_AVX512=0 | auto  without code for AVX-512, half of what is compiled | only if this machine has it
     TAYLORDERIV_SANITIZE=1     with AddressSanitizer and UndefinedBehaviorSanitizer: see .ci/sanitize
     MAX_JOBS                   parallel compilations
 """
@@ -35,11 +36,25 @@ def wants_cuda() -> bool:
     return possible and choice != "0"
 
 
+def wants_avx512() -> bool:
+    choice = os.environ.get("TAYLORDERIV_AVX512", "1")
+    if choice not in ("auto", "0", "1"):
+        raise SystemExit(f"TAYLORDERIV_AVX512 must be 0, 1 or auto, got {choice!r}")
+    facts = Path("/proc/cpuinfo")
+    return choice == "1" or (choice == "auto" and (not facts.exists() or "avx512bw" in facts.read_text()))
+
+
 def extension() -> Extension:
     sources = [str(path) for path in [Path("csrc/library.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]]
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+    avx512 = False
     if platform.machine() in ("x86_64", "AMD64"):
         macros.append(("TD_X86", "1"))
+        avx512 = wants_avx512()
+    if avx512:
+        macros.append(("TD_AVX512", "1"))
+    else:
+        sources = [path for path in sources if "avx512" not in path]
     # NaN and infinity keep their meaning: no -ffast-math.
     cxx = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
     cxx += ["-fno-trapping-math", "-Wall", "-Wno-maybe-uninitialized", "-Wno-psabi"]

@@ -47,8 +47,10 @@ bool cuda_chain_fits(int coefficients, int64_t in, int64_t out, int itemsize, in
 
 py::dict build_info() {
   py::dict info;
-#ifdef TD_X86
+#if defined(TD_AVX512)
   info["instruction_sets"] = std::vector<std::string>{"baseline", "avx2", "avx512"};
+#elif defined(TD_X86)
+  info["instruction_sets"] = std::vector<std::string>{"baseline", "avx2"};
 #else
   info["instruction_sets"] = std::vector<std::string>{"baseline"};
 #endif

@@ -108,10 +108,12 @@ static InstructionSet detect_instruction_set() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
     best = InstructionSet::avx2;
+#ifdef TD_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw")) {
       best = InstructionSet::avx512;
     }
+#endif
   }
 #endif
   // For tests, and to see what a lesser machine would do; a better one than there is can't be asked for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -37,9 +38,11 @@ def load() -> ctypes.CDLL:
     """
     parts = [*FLAGS, torch.__version__, *(path.read_text() for path in (*SOURCES, *HEADERS))]
     library = FOLDER / f"{_key(*parts)}.so"
-    if not library.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        _build(library)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not library.exists():
+            _build(library)
     torch.ops.load_library(library)
     loaded = ctypes.CDLL(str(library))
     loaded.kernels.restype = loaded.launched.restype = loaded.entered.restype = ctypes.c_char_p
@@ -69,5 +72,5 @@ def _build(library: Path) -> None:
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
     subprocess.run([str(compiler()), "-shared", "-Wl,-Bsymbolic", *objects, *libraries, "-o", unfinished], check=True)
     unfinished.rename(library)
-    for path in set(FOLDER.iterdir()) - {library, *objects}:
+    for path in set(FOLDER.iterdir()) - {library, FOLDER / "lock", *objects}:
         path.unlink()
