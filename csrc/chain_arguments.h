@@ -8,9 +8,9 @@ namespace taylorderiv {
 inline void define_chain_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "chain(Tensor x, Tensor higher, Tensor[] weights, Tensor[] biases, str[] ops, float[] params, int[] orders,"
-      " float[] collapse, int save, bool tf32) -> (Tensor, Tensor)");
+      " float[] collapse, int save, bool tf32) -> (Tensor, Tensor[])");
   m.def(
-      "chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensor[] weights, Tensor[] biases,"
+      "chain_backward(Tensor grad, Tensor x, Tensor higher, Tensor[] saved, Tensor[] weights, Tensor[] biases,"
       " str[] ops, float[] params, int[] orders, float[] collapse, bool input_gradient, bool tf32) -> Tensor[]");
 }
 

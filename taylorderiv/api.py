@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from taylorderiv.evaluation import evaluate, plan_once, plans, scaled
+from taylorderiv.evaluation import evaluate_each, plan_once, plans, scaled
 from taylorderiv.jet import Jet, Level, check_like, check_order, check_variable, factorial, nested_level
 from taylorderiv.layout import Layout
 from taylorderiv.planner import NestedPlan, Plan, Polynomial, make_plan
@@ -218,7 +218,7 @@ def partials(
     name = f"partials_{count}_" + "__".join("_".join(map(str, request)) for request in requests)
     plan = plan_once(plans, name, _plan_of, tuple(requests), count)
     points = {name: x[name] for name in variables} if isinstance(x, Mapping) else x
-    value, *entries = evaluate(plan, f, points, chunk_size=chunk_size)
+    value, *entries = evaluate_each(plan, f, points, chunk_size=chunk_size)
     asked = {name: index for name, index in indices if isinstance(name, str)}
     return Partials(value, variables, dict(zip(requests, entries, strict=True)), asked)
 

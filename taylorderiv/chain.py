@@ -118,11 +118,11 @@ def _written_out(seed: Seed) -> Tensor:
 
 def _state(weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
     """What changes when their values do, or whether they are trained."""
-    return tuple(
-        (t.data_ptr(), t.requires_grad, None if t.is_inference() else t._version)
-        for t in (weight, bias)
-        if t is not None
-    )
+    return _state_of(weight), None if bias is None else _state_of(bias)
+
+
+def _state_of(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), t.requires_grad, None if t.is_inference() else t._version
 
 
 def _trained(weight: Tensor) -> bool:
@@ -175,7 +175,8 @@ def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | Non
         return None
     if not kernels.chain_applies(layer.weight, op):
         return None
-    return Value(None, source.layout, layer._replace(op=op, params=tuple(params)))
+    layer = Layer(layer.source, layer.weight, layer.bias, op, tuple(params), layer.state, layer.grad_mode)
+    return Value(None, source.layout, layer)
 
 
 def scaled(source: Value, factor: Any) -> Value | None:
@@ -230,7 +231,7 @@ def _flush(last: Layer, layout: Layout, shape: torch.Size) -> Tensor:
         seed = source.seed
         x = source.coefficients if seed is None else seed.points[None]
         result = kernels.chain(
-            x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]),
+            x if x.ndim == 3 else x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]),
             None if seed is None else seed.higher,
             [layer.weight for layer in layers],
             [layer.bias for layer in layers],
@@ -238,4 +239,4 @@ def _flush(last: Layer, layout: Layout, shape: torch.Size) -> Tensor:
             [layer.params for layer in layers],
             layout,
         )
-        return result.reshape(layout.size, *shape)
+        return result if len(shape) == 2 else result.reshape(layout.size, *shape)

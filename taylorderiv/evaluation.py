@@ -21,6 +21,7 @@ Points = Tensor | Mapping[str, Tensor]
 """Points of shape ``(…, D)``, or a tensor per variable, all of one shape such as ``(N, 1)``."""
 
 _MANY_TERMS = 64
+_FEW_FACTORS = 2  # as many products cost less than one of all coefficients
 _DEFAULT_WIDTH = 1024
 _NEGLIGIBLE_BYTES = 2**24  # not worth the time to ask for the free memory
 
@@ -105,10 +106,24 @@ def evaluate(plan: Plan | NestedPlan, f: Callable[[Any], Any], x: Points, *, chu
         TypeError: ``f`` doesn't return a tensor.
         ValueError: ``chunk_size`` isn't positive.
     """
+    values = _quantities(plan, f, x, chunk_size)
+    return torch.stack(values) if isinstance(values, list) else values
+
+
+def evaluate_each(
+    plan: Plan | NestedPlan, f: Callable[[Any], Any], x: Points, *, chunk_size: int | None = None
+) -> Sequence[Any]:
+    """What `evaluate` returns, quantity by quantity, without a tensor of all of them where none is needed."""
+    values = _quantities(plan, f, x, chunk_size)
+    return values if isinstance(values, list) else values.unbind(0)
+
+
+def _quantities(plan: Plan | NestedPlan, f: Callable[[Any], Any], x: Points, chunk_size: int | None) -> Any:
+    """A list of them, or a tensor of all, ``(Q, *f(x).shape)``."""
     if isinstance(plan, NestedPlan):
         inner, outer = plan.inner, plan.outer
         values = evaluate(outer, lambda z: evaluate(inner, f, z, chunk_size=chunk_size), x, chunk_size=chunk_size)
-        return torch.stack([values[i, j] for i, j in plan.pairs])
+        return [values[i, j] for i, j in plan.pairs]
     if chunk_size is None:
         chunk_size = _affordable_chunk(plan, f, x)
     chunks = plan.chunks(chunk_size)
@@ -118,13 +133,18 @@ def evaluate(plan: Plan | NestedPlan, f: Callable[[Any], Any], x: Points, *, chu
     total = None
     for chunk in chunks:
         part = checkpoint(_propagate, chunk, f, x, use_reentrant=False) if recompute else _propagate(chunk, f, x)
-        total = part if total is None else total + part
+        if total is None:
+            total = part
+        elif isinstance(part, list):
+            total = [a + b for a, b in zip(total, part, strict=True)]
+        else:
+            total = total + part
     return total
 
 
 def _propagate(plan: Plan, f: Callable[[Any], Any], x: Any) -> Any:
     if not plan.vectors:
-        return _read(plan, None, check_output(f(x)))
+        return _read(plan, check_output(f(x))[None], constant=True)
     with nested_level() as level:
         if isinstance(x, Mapping):
             rows = plan.directions.T.tolist()
@@ -140,8 +160,8 @@ def _propagate(plan: Plan, f: Callable[[Any], Any], x: Any) -> Any:
             seeds = Jet.variable(x, plan.orders, directions, plan.weights, level)
         y = check_output(f(seeds))
         if isinstance(y, Jet) and y.level == level:
-            return _read(plan, y.coefficients, y.primal)
-        return _read(plan, None, y)
+            return _read(plan, y.coefficients)
+        return _read(plan, y[None], constant=True)
 
 
 def _constants(numbers: Sequence[float], like: Any) -> list[Tensor]:
@@ -157,31 +177,29 @@ def check_output(y: Any) -> Any:
     return y
 
 
-def _read(plan: Plan, coefficients: Any, value: Any) -> Any:
-    """The quantities, ``(Q, *shape)``. No coefficients: the function doesn't depend on the variables."""
+def _read(plan: Plan, coefficients: Any, constant: bool = False) -> Any:
+    """The quantities, a list or a tensor ``(Q, *shape)``. ``constant``: there is a primal only."""
     reads = plan.reads
-    if coefficients is None:
-        coefficients = value[None]
+    if constant:  # the function doesn't depend on the variables
         reads = tuple(tuple((i, factor) for i, factor in terms if i == 0) for terms in reads)
-    single = {terms[0][0]: terms[0][1] for terms in reads if len(terms) == 1}
-    size = coefficients.shape[0]
-    # Where each quantity is a coefficient of its own, and most are wanted, one product does it.
-    if len(single) == len(reads) <= _MANY_TERMS and size <= 2 * len(reads):
-        each = scaled(coefficients, [single.get(i, 1.0) for i in range(size)])
-        if list(single) == list(range(size)):
-            return each
-        parts = each.unbind(0)
-        return torch.stack([parts[i] for i in single])
     if isinstance(coefficients, Jet) or sum(map(len, reads)) <= _MANY_TERMS:
-        zero: Any = torch.zeros_like(value) if not all(reads) else None
         parts = coefficients.unbind(0)  # once: the gradient of each indexing would be as large as all of them
-        return torch.stack([_combine(parts, terms) if terms else zero for terms in reads])
+        single = {terms[0][0]: terms[0][1] for terms in reads if len(terms) == 1}
+        factors = [single.get(i, 1.0) for i in range(len(parts))]
+        few = sum(factor != 1 for factor in factors) <= _FEW_FACTORS and coefficients.dtype.itemsize > 2
+        # Where each quantity is a coefficient of its own, and most are wanted, one product does it.
+        if len(single) == len(reads) and len(parts) <= 2 * len(reads) and not few:
+            parts = scaled(coefficients, factors).unbind(0)
+            return [parts[i] for i in single]
+        zero = None if all(reads) else torch.zeros_like(parts[0])
+        return [_combine(parts, terms) if terms else zero for terms in reads]
+    shape, dtype, device = coefficients.shape[1:], coefficients.dtype, coefficients.device
     triples = [(q, i, factor) for q, terms in enumerate(reads) for i, factor in terms]
     quantities, indices, factors = map(list, zip(*triples, strict=True))
-    scale = _on_device(factors, value.dtype, value.device)
-    terms = coefficients[_on_device(indices, torch.int64, value.device)] * scale.reshape(-1, *[1] * value.ndim)
-    out = torch.zeros(len(reads), *value.shape, dtype=value.dtype, device=value.device)
-    return out.index_add(0, _on_device(quantities, torch.int64, value.device), terms)
+    scale = _on_device(factors, dtype, device)
+    terms = coefficients[_on_device(indices, torch.int64, device)] * scale.reshape(-1, *[1] * len(shape))
+    out = torch.zeros(len(reads), *shape, dtype=dtype, device=device)
+    return out.index_add(0, _on_device(quantities, torch.int64, device), terms)
 
 
 def scaled(coefficients: Any, factors: Sequence[float]) -> Tensor:

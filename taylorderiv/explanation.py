@@ -252,7 +252,7 @@ def _chain_step(name: str, args: Any, result: Any) -> Step:
         needed = [i for i, op in enumerate(ops) if op or i + 1 < len(ops)]
         saveable = [i for i in needed if i > 0 or not higher.numel()]
         all_numbers = size * points * sum(weights[i].shape[0] for i in saveable)
-        share = min(args[3].numel() / all_numbers, 1.0) if all_numbers else 0.0
+        share = min(sum(saved.numel() for saved in args[3]) / all_numbers, 1.0) if all_numbers else 0.0
         some = f"layers of {share:.0%} of the points saved"
         notes += ["layers recomputed" if share == 0 else "layers saved" if share > 0.99 else some]
         forward = [2 * n * i * o for n, i, o in products]

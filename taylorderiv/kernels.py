@@ -65,13 +65,14 @@ def _kernel_applies(*coefficients: Any) -> bool:
     # Forward mode: PyTorch loses tangents when it is nested around a torch.autograd.Function. And
     # torch.compile can't trace a torch.func transform around one. The reference works in both, and
     # torch.compile fuses it.
-    if forward_ad._current_level >= 0:
+    if _BACKEND != "kernels" or forward_ad._current_level >= 0:
         return False
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() and torch.compiler.is_compiling():
         return False
-    return _BACKEND == "kernels" and all(
-        isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES.get(c.device.type, ()) for c in coefficients
-    )
+    for c in coefficients:  # noqa: SIM110 - faster than all() of a generator, and asked for every layer
+        if not (isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES.get(c.device.type, ())):
+            return False
+    return True
 
 
 def _structure(layout: Layout) -> tuple[list[int], list[float]]:
@@ -111,9 +112,9 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
 _OPERATIONS_PER_SECOND = {"avx512": 200e9, "avx2": 80e9, "baseline": 20e9}
 _COEFFICIENTS_PER_SECOND = {"avx512": 3e9, "avx2": 1e9, "baseline": 0.3e9}
 _DOUBLE = 0.5  # the speed of float64
-# Smaller blocks of memory than 32 MiB aren't new: the C library keeps them for the next step. No chain saves more than
-# the other limit unasked, however many points there are.
-_RECYCLED_BYTES = 30_000_000
+# As much memory, in two blocks (cpu/chain_launch.cpp), isn't new: the C library keeps it for the next step. No chain
+# saves more than the other limit unasked, however many points there are.
+_RECYCLED_BYTES = 50_000_000
 _MOST_SAVED_BYTES = 100_000_000
 _MOST_SAVED_ON_A_GPU = 2**30
 _WORTH_MEMORY = 2.0  # how much faster saving must be: some systems clear new memory far slower than measured
@@ -220,13 +221,9 @@ def chain(
     if len(weights) > most:
         x = chain(x, higher, weights[:most], biases[:most], ops[:most], params[:most], layout)
         return chain(x, None, weights[most:], biases[most:], ops[most:], params[most:], layout)
-    none = x.new_empty(0)
-    tensors = [
-        x.contiguous(),
-        none if higher is None else higher.contiguous(),
-        *[weight.contiguous() for weight in weights],
-        *[none if bias is None else bias.contiguous() for bias in biases],
-    ]
+    given = (x, higher, *weights, *biases)
+    none = x.new_empty(0) if any(t is None for t in given) else None
+    tensors = [none if t is None else t.contiguous() for t in given]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         rows = layout.size * x.shape[1]
@@ -415,9 +412,10 @@ for _name, _kernel in _KERNELS.items():
 
 def _chain_fake(
     x: Tensor, higher: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     size = 1 + higher.shape[0] if higher.numel() else x.shape[0]
-    saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-2] else 0)
+    blocks = 1 if x.is_cuda else 2
+    saved = [x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-2] else 0) for _ in range(blocks)]
     return x.new_empty(size, x.shape[1], weights[-1].shape[0]), saved
 
 
@@ -425,7 +423,7 @@ def _chain_backward_fake(
     grad: Tensor,
     x: Tensor,
     higher: Tensor,
-    saved: Tensor,
+    saved: list[Tensor],
     weights: list[Tensor],
     biases: list[Tensor],
     *rest: Any,
@@ -446,12 +444,14 @@ class _Chain(torch.autograd.Function):
             x, higher, parameters[:count], parameters[count:], *rest, save, _tf32_allowed(x)
         )
         ctx.rest = rest
-        ctx.save_for_backward(saved, *tensors)
+        ctx.blocks = len(saved)
+        ctx.save_for_backward(*saved, *tensors)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        saved, x, higher, *parameters = ctx.saved_tensors
+        tensors = ctx.saved_tensors
+        saved, (x, higher, *parameters) = tensors[: ctx.blocks], tensors[ctx.blocks :]
         count = len(parameters) // 2
         weights, biases = parameters[:count], parameters[count:]
         if torch.is_grad_enabled():

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from taylorderiv.evaluation import Points, check_points, evaluate, plan_once
+from taylorderiv.evaluation import Points, check_points, evaluate_each, plan_once
 from taylorderiv.jet import Jet
 from taylorderiv.planner import NestedPlan, Plan, Polynomial, make_plan, parse_partial, parse_variables
 from taylorderiv.planner.names import PartialName
@@ -98,7 +98,7 @@ class LinearOperator:
         total = None
         plain = [term for term in self.terms if term.inner is None]
         if plain or not self.terms:
-            values = evaluate(self._planned(dimension), f, x, chunk_size=chunk_size)
+            values = evaluate_each(self._planned(dimension), f, x, chunk_size=chunk_size)
             total = scaled(values[0], plain[0].coefficients, x) if plain else values[0]
             for value, term in zip(values[1:], plain[1:], strict=True):
                 total = total + scaled(value, term.coefficients, x)

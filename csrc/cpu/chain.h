@@ -70,13 +70,11 @@ class Chain {
     return per_row * double(points_ * size());
   }
 
-  // How many numbers the layers of the first tiles are, as many as fit into `bytes`; of all tiles if that is negative.
-  int64_t saved(int64_t bytes) const {
-    const int64_t fitting = tile_saved() == 0 ? 0 : bytes / (tile_saved() * int64_t(sizeof(S)));
-    return tile_saved() * (bytes < 0 ? tiles() : std::min(fitting, tiles()));
-  }
-  bool could_have_saved(int64_t numbers) const {
-    return numbers == 0 || (tile_saved() > 0 && numbers % tile_saved() == 0 && numbers <= saved(-1));
+  // Numbers of a tile in the layers that are saved.
+  int64_t tile_saved() const {
+    int64_t numbers = 0;
+    for (size_t i = 0; i < layers_.size(); ++i) numbers += is_saved(i) ? stride(layers_[i].out) : 0;
+    return numbers * tile_ * size();
   }
 
   // Numbers of memory that a thread needs, and how many gradients there are.
@@ -88,14 +86,14 @@ class Chain {
     return weight_gradients() + (seeded_ && backward_ ? (size() - 1) * stride(layers_[0].out) : 0);
   }
 
-  // x, see above -> y (C, points, out of the last layer), for one tile; saves for the backward pass what belongs to the
-  // `saved_numbers` of `saved`.
-  void forward(int64_t tile, const S* x, S* y, S* saved, int64_t saved_numbers, S* workspace) const {
+  // x, see above -> y (C, points, out of the last layer), for one tile; saves layers for the backward pass unless
+  // `saved` is null.
+  void forward(int64_t tile, const S* x, S* y, S* saved, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* h = workspace;
     S* other = h + room * widest_;
     void* const scratch = other + room * widest_;
-    S* next = saved_of(tile, saved, saved_numbers);
+    S* next = saved;
     copy_in(x, input_coefficients(), layers_[0].in, begin, n, h);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const bool save = next != nullptr && is_saved(i);
@@ -114,9 +112,8 @@ class Chain {
   }
 
   // Adds the tile's share of the parameters' gradients to `gradients`; writes the input's, unless dx is null.
-  // `saved` is what forward() saved; other tiles are recomputed.
-  void backward(int64_t tile, const S* grad, const S* x, const S* saved, int64_t saved_numbers, S* dx, S* gradients,
-                S* workspace) const {
+  // `saved` is what forward() saved of the tile; if null, the layers are recomputed.
+  void backward(int64_t tile, const S* grad, const S* x, const S* saved, S* dx, S* gradients, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* next = workspace;
     const auto take = [&](int64_t numbers) {
@@ -130,13 +127,13 @@ class Chain {
     S* const h = take(room * widest_);
     S* const input = take(tile_ * input_numbers());
     std::vector<const S*> z(layers_.size());
-    saved = saved_of(tile, saved, saved_numbers);
+    const S* kept = saved;
     for (size_t i = 0; i < layers_.size(); ++i) {
       const int64_t numbers = room * stride(layers_[i].out);
       if (!is_needed(i)) continue;
       if (saved != nullptr && is_saved(i)) {
-        z[i] = saved;
-        saved += numbers;
+        z[i] = kept;
+        kept += numbers;
       } else {
         z[i] = take(numbers);
       }
@@ -163,7 +160,9 @@ class Chain {
       const auto& layer = layers_[i];
       const int64_t in = stride(layer.in), out = stride(layer.out), used = input_rows(i, n);
       if (i > 0 || dx != nullptr) {
-        multiply_packed(used, layer.in, layer.out, g, packed(i, backward_weight), g_input, 0, nullptr);
+        const bool is_read = i > 0 && saved != nullptr && is_saved(i - 1);
+        multiply_packed(used, layer.in, layer.out, g, packed(i, backward_weight), g_input, 0, nullptr,
+                        is_read ? z[i - 1] : nullptr, is_read ? n * size() * in : 0);
       }
       const S* inputs = i > 0 ? z[i - 1] : input;
       if (i > 0 && layers_[i - 1].op >= 0) {
@@ -186,14 +185,15 @@ class Chain {
     if (dx != nullptr) copy_out(g, input_coefficients(), layers_[0].in, begin, n, dx);
   }
 
-  // Adds gradients from backward() to a sum of them; and groups of them, one after the other, to
-  // a total that is overwritten.
+  // Adds gradients from backward() to a sum of them; and the numbers [begin, end) of groups of them, one after the
+  // other, to a total that is overwritten.
   void add_gradients(const S* gradients, S* sum) const {
     gemm_.add_rows(1, this->gradients(), this->gradients(), gradients, sum);
   }
-  void reduce(int64_t groups, const S* gradients, S* total) const {
-    std::fill_n(total, this->gradients(), S(0));
-    gemm_.add_rows(groups, this->gradients(), this->gradients(), gradients, total);
+  void reduce(int64_t groups, const S* gradients, int64_t begin, int64_t end, S* total) const {
+    end = std::min(end, this->gradients());
+    std::fill(total + begin, total + end, S(0));
+    gemm_.add_rows(groups, end - begin, this->gradients(), gradients + begin, total + begin);
   }
 
   // Of such a total: weight (out, in) and bias (out) of a layer, unless it is null.
@@ -251,23 +251,12 @@ class Chain {
   // is saved: the first layer of a seed costs next to nothing to compute.
   bool is_needed(size_t layer) const { return layer + 1 < layers_.size() || layers_[layer].op >= 0; }
   bool is_saved(size_t layer) const { return is_needed(layer) && (layer > 0 || !seeded_); }
-  // Numbers of one coefficient of one point in the layers that are needed; and of a tile in those that are saved.
+  // Numbers of one coefficient of one point in the layers that are needed.
   int64_t layer_numbers() const {
     int64_t numbers = 0;
     for (size_t i = 0; i < layers_.size(); ++i) numbers += is_needed(i) ? stride(layers_[i].out) : 0;
     return numbers;
   }
-  int64_t tile_saved() const {
-    int64_t numbers = 0;
-    for (size_t i = 0; i < layers_.size(); ++i) numbers += is_saved(i) ? stride(layers_[i].out) : 0;
-    return numbers * tile_ * size();
-  }
-  // Null if the tile isn't among those that are saved.
-  template <class P>
-  P* saved_of(int64_t tile, P* saved, int64_t saved_numbers) const {
-    return tile * tile_saved() < saved_numbers ? saved + tile * tile_saved() : nullptr;
-  }
-
   // Copies of the weights in the panels that the matrix product wants (GemmShape), padded with zeros: transposed for
   // the forward product, as they are for the gradient of the input. And of the bias.
   void pack() {
@@ -301,9 +290,11 @@ class Chain {
   // c (rows, width) = a (rows, depth) times packed weights, plus a bias in the first rows; what lies behind the width
   // is 0.
   void multiply_packed(int64_t rows, int64_t width, int64_t depth, const S* a, const S* b, S* c, int64_t biased,
-                       const S* bias) const {
+                       const S* bias, const S* soon = nullptr, int64_t soon_numbers = 0) const {
     const int64_t c_row = stride(width), filled = columns(width), panel = gemm_.panel;
-    gemm_.multiply({rows, filled, depth, stride(depth), 1, panel, depth * panel, c_row, false, biased}, a, b, c, bias);
+    gemm_.multiply(
+        {rows, filled, depth, stride(depth), 1, panel, depth * panel, c_row, false, biased, soon, soon_numbers}, a, b,
+        c, bias);
     if (c_row == filled) return;
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row + filled, c + (r + 1) * c_row, S(0));
   }

@@ -91,19 +91,37 @@ TD_HD void gemm_registers(const GemmShape& g, int64_t biased, const S* a, const 
   }
 }
 
-template <class S, int vectors>
-void gemm_panel(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
-  constexpr int rows = register_tile / vectors < 12 ? register_tile / vectors : 12;
+// Calls f(count, row) for all rows, with counts known to the compiler: as many as the registers hold, and the last ones
+// in two equal parts, as few sums at a time wait for each other.
+template <int most, class F>
+TD_HD void for_rows(int64_t rows, const F& f) {
   int64_t m = 0;
-  const auto pass = [&](auto count) TD_INLINE_LAMBDA {
-    constexpr int step = decltype(count)::value;
-    for (; m + step <= g.rows; m += step) {
-      gemm_registers<S, step, vectors>(g, g.biased - m, a + m * g.a_row, b, c + m * g.c_row, bias);
-    }
-  };
-  pass(std::integral_constant<int, rows>{});
-  pass(std::integral_constant<int, 3>{});
-  pass(std::integral_constant<int, 1>{});
+  for (; rows - m == most || rows - m >= 2 * most; m += most) f(std::integral_constant<int, most>{}, m);
+  while (m < rows) {
+    const int64_t left = rows - m, count = left > most ? (left + 1) / 2 : left;
+    [&]<int... i>(std::integer_sequence<int, i...>) TD_INLINE_LAMBDA {
+      (void)((count == i + 1 && (f(std::integral_constant<int, i + 1>{}, m), true)) || ...);
+    }(std::make_integer_sequence<int, most>{});
+    m += count;
+  }
+}
+
+// Fetches some lines at a time of numbers that will be read next.
+struct Fetcher {
+  const char *next, *end;
+  int64_t lines;
+  TD_HD void operator()() {
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
+template <class S, int vectors>
+void gemm_panel(const GemmShape& g, Fetcher& fetch, const S* a, const S* b, S* c, const S* bias) {
+  constexpr int most = register_tile / vectors < 12 ? register_tile / vectors : 12;
+  for_rows<most>(g.rows, [&](auto count, int64_t m) TD_INLINE_LAMBDA {
+    fetch();
+    gemm_registers<S, decltype(count)::value, vectors>(g, g.biased - m, a + m * g.a_row, b, c + m * g.c_row, bias);
+  });
 }
 
 template <class S>
@@ -111,6 +129,10 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
   constexpr int lanes = lanes_of<S>, panel = panel_of<S>;
   const int64_t fitting = resident_bytes / (g.b_row * int64_t(sizeof(S))), depth = fitting < 48 ? 48 : fitting;
   GemmShape part = g;
+  const char* const soon = static_cast<const char*>(g.soon);
+  const int64_t lines = g.soon_numbers * int64_t(sizeof(S)) / 64,
+                tiles = g.rows * g.columns / (register_tile * lanes) + 1;
+  Fetcher fetch{soon, soon + lines * 64, lines / tiles + 1};
   for (int64_t k = 0; k < g.depth || k == 0; k += depth, a += depth * g.a_depth, b += depth * g.b_row) {
     part.depth = g.depth - k < depth ? g.depth - k : depth;
     part.accumulate = g.accumulate || k > 0;
@@ -119,14 +141,14 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
     int64_t n = 0;
     const auto bias_at = [&] { return bias == nullptr ? nullptr : bias + n; };
     for (; n + panel <= g.columns; n += panel, columns += g.b_panel) {
-      gemm_panel<S, register_columns>(part, a, columns, c + n, bias_at());
+      gemm_panel<S, register_columns>(part, fetch, a, columns, c + n, bias_at());
     }
     if constexpr (register_columns > 2) {
       for (; n + 2 * lanes <= g.columns; n += 2 * lanes, columns += 2 * lanes) {
-        gemm_panel<S, 2>(part, a, columns, c + n, bias_at());
+        gemm_panel<S, 2>(part, fetch, a, columns, c + n, bias_at());
       }
     }
-    for (; n < g.columns; n += lanes, columns += lanes) gemm_panel<S, 1>(part, a, columns, c + n, bias_at());
+    for (; n < g.columns; n += lanes, columns += lanes) gemm_panel<S, 1>(part, fetch, a, columns, c + n, bias_at());
   }
 }
 

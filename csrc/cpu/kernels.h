@@ -35,6 +35,8 @@ struct GemmShape {
   int64_t rows, columns, depth, a_row, a_depth, b_row, b_panel, c_row;
   bool accumulate;
   int64_t biased;
+  const void* soon = nullptr;  // numbers that will be read next: they are fetched meanwhile
+  int64_t soon_numbers = 0;
 };
 
 template <class S>

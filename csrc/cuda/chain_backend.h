@@ -15,18 +15,18 @@ class CudaChainOps {
   using Layers = std::vector<ChainArguments::Layer>;
 
  public:
-  // The result, and what is saved for the backward pass: empty unless wanted.
-  static std::tuple<Tensor, Tensor> forward(Tensor x, Tensor higher, Tensors weights, Tensors biases,
-                                            std::vector<std::string> ops, std::vector<double> params,
-                                            std::vector<int64_t> orders, std::vector<double> collapse, int64_t save,
-                                            bool tf32) {
+  // The result, and what is saved for the backward pass, in one tensor: empty unless wanted.
+  static std::tuple<Tensor, Tensors> forward(Tensor x, Tensor higher, Tensors weights, Tensors biases,
+                                             std::vector<std::string> ops, std::vector<double> params,
+                                             std::vector<int64_t> orders, std::vector<double> collapse, int64_t save,
+                                             bool tf32) {
     const ChainArguments arguments{x, higher, weights, biases, ops, params, {orders, collapse}};
     const Layers layers = arguments.layers();
     std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
     sizes.back() = layers.back().out;
     Tensor y = new_tensor(x, sizes), saved = new_tensor(x, {0});
     CudaChain chain = describe(arguments, layers, x, tf32);
-    if (y.numel() == 0) return {y, saved};
+    if (y.numel() == 0) return {y, {saved}};
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     chain.y = y.mutable_data_ptr();
     if (save != 0) {
@@ -35,11 +35,11 @@ class CudaChainOps {
       chain.saved = saved.mutable_data_ptr();
     }
     run(&start_chain, chain, x);
-    return {y, saved};
+    return {y, {saved}};
   }
 
-  // The gradients of x (empty unless wanted), the weights, and the biases. `saved` may be empty.
-  static Tensors backward(Tensor grad, Tensor x, Tensor higher, Tensor saved, Tensors weights, Tensors biases,
+  // The gradients of x (empty unless wanted), the weights, and the biases. What was saved may be empty.
+  static Tensors backward(Tensor grad, Tensor x, Tensor higher, Tensors saved_blocks, Tensors weights, Tensors biases,
                           std::vector<std::string> ops, std::vector<double> params, std::vector<int64_t> orders,
                           std::vector<double> collapse, bool input_gradient, bool tf32) {
     const ChainArguments arguments{x, higher, weights, biases, ops, params, {orders, collapse}};
@@ -58,7 +58,9 @@ class CudaChainOps {
     }
     if (chain.points == 0) return gradients;
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-    if (saved.numel() > 0) {
+    if (saved_blocks.size() != 1 || saved_blocks[0].numel() > 0) {
+      STD_TORCH_CHECK(saved_blocks.size() == 1, "taylorderiv: saved must be one tensor");
+      const Tensor& saved = saved_blocks[0];
       STD_TORCH_CHECK(saved.is_contiguous() && saved.scalar_type() == saved_dtype(x) && saved.device() == x.device() &&
                           saved.numel() == chain_saved(chain, x.get_device_index()),
                       "taylorderiv: saved isn't what this chain saved");
