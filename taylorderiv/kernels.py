@@ -112,9 +112,9 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
 _OPERATIONS_PER_SECOND = {"avx512": 200e9, "avx2": 80e9, "baseline": 20e9}
 _COEFFICIENTS_PER_SECOND = {"avx512": 3e9, "avx2": 1e9, "baseline": 0.3e9}
 _DOUBLE = 0.5  # the speed of float64
-# As much memory, in two blocks (cpu/chain_launch.cpp), isn't new: the C library keeps it for the next step. No chain
-# saves more than the other limit unasked, however many points there are.
-_RECYCLED_BYTES = 50_000_000
+# As many numbers, in blocks that aren't too large (cpu/chain_launch.cpp), need no new memory: the C library keeps it for
+# the next step. No chain saves more than the other limit unasked, however many points there are.
+_RECYCLED_NUMBERS = 12_500_000
 _MOST_SAVED_BYTES = 100_000_000
 _MOST_SAVED_ON_A_GPU = 2**30
 _WORTH_MEMORY = 2.0  # how much faster saving must be: some systems clear new memory far slower than measured
@@ -249,7 +249,7 @@ def saved_bytes(weights: Sequence[Tensor], rows: int) -> int:
     recomputing = predicted_seconds(dtype, operations=sum(2 * weight.numel() for weight in weights))
     fresh_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)
     saving = predicted_seconds(dtype, fresh_bytes=fresh_bytes)
-    return _MOST_SAVED_BYTES if recomputing > _WORTH_MEMORY * saving else _RECYCLED_BYTES
+    return _MOST_SAVED_BYTES if recomputing > _WORTH_MEMORY * saving else _RECYCLED_NUMBERS * dtype.itemsize
 
 
 def predicted_seconds(
@@ -414,9 +414,8 @@ def _chain_fake(
     x: Tensor, higher: Tensor, weights: list[Tensor], biases: list[Tensor], *rest: Any
 ) -> tuple[Tensor, list[Tensor]]:
     size = 1 + higher.shape[0] if higher.numel() else x.shape[0]
-    blocks = 1 if x.is_cuda else 2
-    saved = [x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-2] else 0) for _ in range(blocks)]
-    return x.new_empty(size, x.shape[1], weights[-1].shape[0]), saved
+    saved = x.new_empty(torch.library.get_ctx().new_dynamic_size() if rest[-2] else 0)
+    return x.new_empty(size, x.shape[1], weights[-1].shape[0]), [saved]  # in one block
 
 
 def _chain_backward_fake(

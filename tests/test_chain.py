@@ -80,6 +80,8 @@ def test_layers_saved_in_two_blocks_give_the_same_gradients():
     first, second = (4 * block.numel() for block in saved)
     assert first > second > 0
     assert 45_000_000 < first + second <= 50_000_000
+    with pytest.raises(RuntimeError, match="isn't what this chain saved"):
+        torch.ops.taylorderiv.chain_backward(y, x, higher, saved[::-1], *constants, True, False)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 

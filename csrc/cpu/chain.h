@@ -322,15 +322,20 @@ class Chain {
   }
 
   void activation(size_t i, int64_t n, const S* z, S* h, void* scratch) const {
-    const int64_t elements = n * stride(layers_[i].out);
-    kernels_.forward[layers_[i].op](layers_[i].params, layout_, Range{elements, 0, elements}, z, h, scratch);
+    const auto& layer = layers_[i];
+    kernels_.forward[layer.op](layer.params, layout_, range(n, layer.out), z, h, scratch);
   }
 
   // The gradient of z from that of h, and h, unless it is null.
   void activation_backward(size_t i, int64_t n, const S* grad, const S* z, S* dz, S* h, void* scratch) const {
     const auto& layer = layers_[i];
-    const int64_t elements = n * stride(layer.out);
-    kernels_.backward[layer.op](layer.params, layout_, Range{elements, 0, elements}, grad, z, dz, h, scratch);
+    kernels_.backward[layer.op](layer.params, layout_, range(n, layer.out), grad, z, dz, h, scratch);
+  }
+
+  // A tile's rows, without what lies between them where that is as much as a cache line.
+  Range range(int64_t n, int64_t width) const {
+    const int64_t row = stride(width), filled = columns(width);
+    return {n * row, 0, n * row, row == filled ? 0 : row, filled};
   }
 
   // Between (coefficients, points, width) and a tile's rows (c, point).

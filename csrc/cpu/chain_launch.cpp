@@ -2,10 +2,13 @@
 #include "../chain_arguments.h"
 #include "chain.h"
 
-#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace taylorderiv {
 
@@ -117,30 +120,42 @@ Buffer<S> on_threads(const Chain<S>& chain, const F& f) {
   return total;
 }
 
-// What is saved of a chain's layers, tile after tile, in one or two blocks. Memory smaller than this isn't new: the C
-// library keeps it for the next step, unless all that it would have to keep is twice as much.
-constexpr int64_t recycled_bytes = 33'000'000;
+// The largest blocks of memory that the C library keeps for the next step, and how much of all blocks together.
+constexpr int64_t recycled_block_bytes = 33'000'000, recycled_bytes = 160'000'000;
 
+// The GNU C library gives 64 MiB of free memory or more back to the system, unless it is told otherwise. It isn't if
+// the user has told it something.
+void keep_memory() {
+#if defined(__GLIBC__)
+  static const bool once = [] {
+    for (const char* name : {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}) {
+      if (std::getenv(name) != nullptr) return false;
+    }
+    return mallopt(M_MMAP_THRESHOLD, 1 << 25) == 1 && mallopt(M_TRIM_THRESHOLD, recycled_bytes) == 1;
+  }();
+  (void)once;
+#endif
+}
+
+// What is saved of a chain's layers, tile after tile, in blocks of as many tiles each.
 template <class S>
 struct SavedTiles {
-  S* blocks[2];
-  int64_t tiles[2], tile_numbers;
+  std::vector<S*> blocks;
+  int64_t tiles, block_tiles, tile_numbers;
   S* of(int64_t tile) const {
-    if (tile < tiles[0]) return blocks[0] + tile * tile_numbers;
-    return tile - tiles[0] < tiles[1] ? blocks[1] + (tile - tiles[0]) * tile_numbers : nullptr;
+    return tile < tiles ? blocks[tile / block_tiles] + tile % block_tiles * tile_numbers : nullptr;
+  }
+  int64_t block_numbers(int64_t block) const {
+    return std::min(tiles - block * block_tiles, block_tiles) * tile_numbers;
   }
 };
 
-// How many of a chain's first tiles are saved in either block, of as many as fit into `save` bytes, of all tiles if
-// that is negative.
+// Of `tiles` tiles, in blocks that the C library keeps; in a single one if all of them were more than it keeps.
 template <class S>
-std::array<int64_t, 2> saved_tiles(const Chain<S>& chain, int64_t save) {
-  const int64_t bytes = chain.tile_saved() * int64_t(sizeof(S));
-  if (bytes == 0 || save == 0) return {0, 0};
-  const int64_t tiles = save < 0 ? chain.tiles() : std::min(save / bytes, chain.tiles()),
-                first = recycled_bytes / bytes;
-  if (save < 0 || tiles <= first || tiles > 2 * first) return {tiles, 0};
-  return {first, tiles - first};
+SavedTiles<S> saved_tiles(const Chain<S>& chain, int64_t tiles) {
+  const int64_t numbers = chain.tile_saved(), bytes = numbers * int64_t(sizeof(S));
+  const bool recycled = tiles * bytes <= recycled_bytes * 3 / 4 && bytes <= recycled_block_bytes;
+  return {{}, tiles, std::max<int64_t>(recycled && bytes > 0 ? recycled_block_bytes / bytes : tiles, 1), numbers};
 }
 
 // The result, and what is saved for the backward pass: the layers of the first tiles, as many as fit into `save` bytes;
@@ -153,15 +168,17 @@ std::tuple<Tensor, Tensors> chain(Tensor x, Tensor higher, Tensors weights, Tens
     using S = decltype(scalar);
     const auto layers = typed<S>(d.layers());
     Tensor y = new_tensor(d.x, {d.layout.view.size(), d.points(), layers.back().out});
-    Tensors saved{new_tensor(d.x, {0}), new_tensor(d.x, {0})};
-    if (y.numel() == 0) return std::make_tuple(y, saved);
+    if (y.numel() == 0) return std::make_tuple(y, Tensors{new_tensor(d.x, {0})});
     const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), false);
-    const auto tiles = saved_tiles(chain, save);
-    for (int i = 0; i < 2; ++i) {
-      if (tiles[i] > 0) saved[i] = new_tensor(d.x, {tiles[i] * chain.tile_saved()});
+    const int64_t bytes = chain.tile_saved() * int64_t(sizeof(S));
+    const int64_t fitting = save < 0 ? chain.tiles() : std::min(save / std::max<int64_t>(bytes, 1), chain.tiles());
+    SavedTiles<S> to = saved_tiles(chain, bytes == 0 ? 0 : fitting);
+    if (to.tiles > to.block_tiles) keep_memory();
+    Tensors saved;
+    for (int64_t i = 0; i == 0 || i * to.block_tiles < to.tiles; ++i) {
+      saved.push_back(new_tensor(d.x, {to.block_numbers(i)}));
+      to.blocks.push_back(saved.back().template mutable_data_ptr<S>());
     }
-    const SavedTiles<S> to{
-        {saved[0].mutable_data_ptr<S>(), saved[1].mutable_data_ptr<S>()}, {tiles[0], tiles[1]}, chain.tile_saved()};
     const S* const x_data = d.x.const_data_ptr<S>();
     S* const y_data = y.mutable_data_ptr<S>();
     on_threads(chain,
@@ -171,17 +188,18 @@ std::tuple<Tensor, Tensors> chain(Tensor x, Tensor higher, Tensors weights, Tens
 }
 
 template <class S>
-SavedTiles<const S> read_saved(const Chain<S>& chain, const Tensor& x, const Tensors& saved) {
-  STD_TORCH_CHECK(saved.size() == 2, "taylorderiv: saved must be two tensors, got ", saved.size());
-  SavedTiles<const S> from{{}, {}, chain.tile_saved()};
-  for (int i = 0; i < 2; ++i) {
-    const int64_t numbers = saved[i].numel();
-    if (numbers > 0 && from.tile_numbers > 0) from.tiles[i] = numbers / from.tile_numbers;
-    STD_TORCH_CHECK(numbers == from.tiles[i] * from.tile_numbers && saved[i].is_contiguous() &&
-                        saved[i].scalar_type() == x.scalar_type() && from.tiles[0] + from.tiles[1] <= chain.tiles(),
-                    "taylorderiv: saved isn't what this chain saved");
-    from.blocks[i] = saved[i].template const_data_ptr<S>();
+SavedTiles<S> read_saved(const Chain<S>& chain, const Tensor& x, const Tensors& saved) {
+  int64_t numbers = 0;
+  for (const Tensor& block : saved) numbers += block.numel();
+  SavedTiles<S> from = saved_tiles(chain, chain.tile_saved() == 0 ? 0 : numbers / chain.tile_saved());
+  const int64_t blocks = std::max<int64_t>((from.tiles + from.block_tiles - 1) / from.block_tiles, 1);
+  bool right = numbers == from.tiles * from.tile_numbers && from.tiles <= chain.tiles() && saved.size() == blocks;
+  for (int64_t i = 0; right && i < blocks; ++i) {
+    right = saved[i].numel() == from.block_numbers(i) && saved[i].is_contiguous() &&
+            saved[i].scalar_type() == x.scalar_type();
+    if (right) from.blocks.push_back(saved[i].template mutable_data_ptr<S>());
   }
+  STD_TORCH_CHECK(right, "taylorderiv: saved isn't what this chain saved");
   return from;
 }
 

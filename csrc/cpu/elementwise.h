@@ -73,16 +73,20 @@ template <int most, class C, class S, int inputs, int outputs, class Body>
 TD_HD void for_each_block(const LayoutView& layout, Range range, const S* const (&in)[inputs], S* const (&out)[outputs],
                           void* scratch, const Body& body) {
   constexpr int lanes = lanes_of<C>;
-  int64_t i = range.begin;
+  int64_t i = range.begin, last = range.row > 0 ? i + range.filled : range.end;
   const S* at[inputs];
   S* to[outputs];
-  while (i + lanes <= range.end) {
-    const int64_t left = (range.end - i) / lanes;
+  while (i + lanes <= last) {
+    const int64_t left = (last - i) / lanes;
     const int count = left < most ? int(left) : most;
     for (int n = 0; n < inputs; ++n) at[n] = in[n] + i;
     for (int n = 0; n < outputs; ++n) to[n] = out[n] == nullptr ? nullptr : out[n] + i;
     body(at, to, range.stride, count, count * lanes);
     i += count * lanes;
+    if (range.row > 0 && i == last) {
+      i += range.row - range.filled;
+      last = i < range.end ? i + range.filled : i;
+    }
   }
   if (i == range.end) return;
   const int rest = int(range.end - i), size = layout.size();

@@ -7,9 +7,11 @@
 
 namespace taylorderiv {
 
-// Work on elements [begin, end) of tensors whose coefficient c of element i stands at [c * stride + i].
+// Work on elements [begin, end) of tensors whose coefficient c of element i stands at [c * stride + i]. Unless `row` is
+// 0, of every `row` elements only the first `filled`, whole vectors, are wanted; what becomes of the others is all the
+// same.
 struct Range {
-  int64_t stride, begin, end;
+  int64_t stride, begin, end, row = 0, filled = 0;
 };
 
 template <class S>
