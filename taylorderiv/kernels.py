@@ -112,8 +112,8 @@ def cauchy(a: Any, b: Any, layout: Layout) -> Any:
 _OPERATIONS_PER_SECOND = {"avx512": 200e9, "avx2": 80e9, "baseline": 20e9}
 _COEFFICIENTS_PER_SECOND = {"avx512": 3e9, "avx2": 1e9, "baseline": 0.3e9}
 _DOUBLE = 0.5  # the speed of float64
-# As many numbers, in blocks that aren't too large (cpu/chain_launch.cpp), need no new memory: the C library keeps it for
-# the next step. No chain saves more than the other limit unasked, however many points there are.
+# As many numbers, in blocks that aren't too large (cpu/chain_launch.cpp), need no new memory: the C library keeps it
+# for the next step. No chain saves more than the other limit unasked, however many points there are.
 _RECYCLED_NUMBERS = 12_500_000
 _MOST_SAVED_BYTES = 100_000_000
 _MOST_SAVED_ON_A_GPU = 2**30
