@@ -48,7 +48,7 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
-	$(CXX) -std=c++20 -fsyntax-only -Wno-psabi csrc/cpu/*avx512*.cpp
+	$(CXX) -std=c++20 -fsyntax-only -Wno-psabi -DTD_X86 csrc/cpu/*avx512*.cpp
 
 format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .
