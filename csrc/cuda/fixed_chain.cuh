@@ -3,8 +3,9 @@
 // product, and applies the activation to them there. Shared memory only passes them on to the other warps.
 #pragma once
 
+#include "chain.cuh"  // first: it says that this is for CUDA
+
 #include "../fixed_layouts.h"
-#include "chain.cuh"
 #include "jets.cuh"
 
 TD_NAMESPACE_BEGIN
