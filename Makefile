@@ -15,7 +15,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 T ?=
 B ?=
-# Tests run in as many processes as there are cores; WORKERS=0: in one.
+# Tests run in as many processes as there are cores, those of a file in one; WORKERS=0: all in one.
 WORKERS ?= auto
 
 # Of the instruction sets, only what this machine has is compiled.
@@ -39,7 +39,7 @@ demo: $(VENV)/.installed-demo
 	$(RUN) examples/sine.py
 
 test: $(VENV)/.installed-test
-	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(T)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(T)
 
 bench: $(VENV)/.installed-test
 	$(RUN) benchmarks/run.py $(B)

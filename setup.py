@@ -3,7 +3,7 @@
 With CUDA when PyTorch was built with CUDA and a CUDA toolkit is found. Environment:
     TAYLORDERIV_CUDA=0 | 1     without CUDA in any case | with it, or fail
     TORCH_CUDA_ARCH_LIST       architectures, by default "8.0;9.0+PTX"
-    TAYLORDERIV_AVX512=0 | auto  without code for AVX-512, half of what is compiled | only if this machine has it
+    TAYLORDERIV_AVX512=0 | auto  without code for AVX-512, most of what is compiled | only if this machine has it
     TAYLORDERIV_SANITIZE=1     with AddressSanitizer and UndefinedBehaviorSanitizer: see .ci/sanitize
     MAX_JOBS                   parallel compilations
 """

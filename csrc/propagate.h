@@ -270,28 +270,23 @@ struct Nowhere {
   TD_HD void operator()(int, const T&) const {}
 };
 
-// Returns where the recurrence isn't good enough and the element has to be redone with local = true.
-template <class Orders, bool local, class Op, class L, class Load, class Store, class A>
-TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, A scratch) {
-  using T = NumberIn<A>;
-  const T x0 = load(0);
-  const Seed<T, Op::aux> v = make_seed<local>(op, x0);
+// All directions of an element, given x0 and v = make_seed<local>(op, x0).
+template <class Orders, bool local, class Op, class T, class L, class Load, class Store, class A>
+TD_HD void forward_directions(const Op& op, const L& layout, const T& x0, const Seed<T, Op::aux>& v, const Load& load,
+                              const Store& store, A scratch) {
   store(0, v.y);
   T collapsed(0.0);
   for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
     forward_direction<local>(op, K, d, layout, x0, v, load, store, collapsed, scratch);
   });
   if (layout.collapsed()) store(layout.top(), collapsed);
-  return needs_care(op, v);
 }
 
-template <class Orders, bool local, class Op, class L, class LoadX, class LoadG, class Store, class A,
-          class StoreY = Nowhere>
-TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, const LoadG& load_g, const Store& store,
-                          A scratch, const StoreY& store_y = {}) {
-  using T = NumberIn<A>;
-  const T x0 = load_x(0);
-  const Seed<T, Op::aux> v = make_seed<local>(op, x0);
+template <class Orders, bool local, class Op, class T, class L, class LoadX, class LoadG, class Store, class StoreY,
+          class A>
+TD_HD void backward_directions(const Op& op, const L& layout, const T& x0, const Seed<T, Op::aux>& v,
+                               const LoadX& load_x, const LoadG& load_g, const Store& store, const StoreY& store_y,
+                               A scratch) {
   store_y(0, v.y);
   T dx0 = v.s * load_g(0), collapsed(0.0);
   for_each_direction<Orders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
@@ -302,6 +297,26 @@ TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, co
     store_y(layout.top(), collapsed);
   }
   store(0, dx0);
+}
+
+// Returns where the recurrence isn't good enough and the element has to be redone with local = true.
+template <class Orders, bool local, class Op, class L, class Load, class Store, class A>
+TD_HD auto unary_forward(const Op& op, const L& layout, const Load& load, const Store& store, A scratch) {
+  using T = NumberIn<A>;
+  const T x0 = load(0);
+  const Seed<T, Op::aux> v = make_seed<local>(op, x0);
+  forward_directions<Orders, local>(op, layout, x0, v, load, store, scratch);
+  return needs_care(op, v);
+}
+
+template <class Orders, bool local, class Op, class L, class LoadX, class LoadG, class Store, class A,
+          class StoreY = Nowhere>
+TD_HD auto unary_backward(const Op& op, const L& layout, const LoadX& load_x, const LoadG& load_g, const Store& store,
+                          A scratch, const StoreY& store_y = {}) {
+  using T = NumberIn<A>;
+  const T x0 = load_x(0);
+  const Seed<T, Op::aux> v = make_seed<local>(op, x0);
+  backward_directions<Orders, local>(op, layout, x0, v, load_x, load_g, store, store_y, scratch);
   return needs_care(op, v);
 }
 

@@ -175,8 +175,7 @@ def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | Non
         return None
     if not kernels.chain_applies(layer.weight, op):
         return None
-    layer = Layer(layer.source, layer.weight, layer.bias, op, tuple(params), layer.state, layer.grad_mode)
-    return Value(None, source.layout, layer)
+    return Value(None, source.layout, layer._replace(op=op, params=tuple(params)))
 
 
 def scaled(source: Value, factor: Any) -> Value | None:

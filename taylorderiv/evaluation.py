@@ -183,16 +183,15 @@ def _read(plan: Plan, coefficients: Any, constant: bool = False) -> Any:
     if constant:  # the function doesn't depend on the variables
         reads = tuple(tuple((i, factor) for i, factor in terms if i == 0) for terms in reads)
     if isinstance(coefficients, Jet) or sum(map(len, reads)) <= _MANY_TERMS:
-        parts = coefficients.unbind(0)  # once: the gradient of each indexing would be as large as all of them
         single = {terms[0][0]: terms[0][1] for terms in reads if len(terms) == 1}
-        factors = [single.get(i, 1.0) for i in range(len(parts))]
+        factors = [single.get(i, 1.0) for i in range(coefficients.shape[0])]
         few = sum(factor != 1 for factor in factors) <= _FEW_FACTORS and coefficients.dtype.itemsize > 2
         # Where each quantity is a coefficient of its own, and most are wanted, one product does it.
-        if len(single) == len(reads) and len(parts) <= 2 * len(reads) and not few:
+        if len(single) == len(reads) and len(factors) <= 2 * len(reads) and not few:
             parts = scaled(coefficients, factors).unbind(0)
             return [parts[i] for i in single]
-        zero = None if all(reads) else torch.zeros_like(parts[0])
-        return [_combine(parts, terms) if terms else zero for terms in reads]
+        parts = coefficients.unbind(0)  # once: the gradient of each indexing would be as large as all of them
+        return [_combine(parts, terms) if terms else torch.zeros_like(parts[0]) for terms in reads]
     shape, dtype, device = coefficients.shape[1:], coefficients.dtype, coefficients.device
     triples = [(q, i, factor) for q, terms in enumerate(reads) for i, factor in terms]
     quantities, indices, factors = map(list, zip(*triples, strict=True))

@@ -221,9 +221,8 @@ def chain(
     if len(weights) > most:
         x = chain(x, higher, weights[:most], biases[:most], ops[:most], params[:most], layout)
         return chain(x, None, weights[most:], biases[most:], ops[most:], params[most:], layout)
-    given = (x, higher, *weights, *biases)
-    none = x.new_empty(0) if any(t is None for t in given) else x  # of which there is none
-    tensors = [none if t is None else t.contiguous() for t in given]
+    none = x.new_empty(0)
+    tensors = [none if t is None else t.contiguous() for t in (x, higher, *weights, *biases)]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         rows = layout.size * x.shape[1]

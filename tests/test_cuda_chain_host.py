@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -281,7 +281,7 @@ def listed(text: bytes) -> str:
     return re.sub(r"taylorderiv::(?:cuda::)?", "", text.decode())
 
 
-def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, show: Callable[[str], None]) -> None:
     library.launched()
     library.entered()
     for dtype in (torch.float32, torch.float64):
@@ -314,16 +314,14 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, capsys: pyt
     repairs = [
         set(re.findall(rf" repair\({of}<.*\[with Number = float; int size = (\d+)", functions)) for of in REPAIRED
     ]
-    with capsys.disabled():
-        for kernel in sorted(kernels):
-            print(f"\n{kernel}", end="")  # noqa: T201
-        for name, mma, tiles in sorted(products):
-            print(f"\n{name:8} {mma:24} {tiles} tiles", end="")  # noqa: T201
-        for group, count in sorted(Counter((name, number, orders) for name, _, number, orders in activations).items()):
-            print(f"\nactivation {' '.join(group):36} {count:3} ops", end="")  # noqa: T201
-        for (backward, layout, number), count in sorted(Counter(f[1:] for f in fixed).items()):
-            name = "backward" if backward == "true" else "forward"
-            print(f"\nin registers {name:8} {number:6} layout {layout:12} {count} ops", end="")  # noqa: T201
+    lines = sorted(kernels)
+    lines += [f"{name:8} {mma:24} {tiles} tiles" for name, mma, tiles in sorted(products)]
+    for group, count in sorted(Counter((name, number, orders) for name, _, number, orders in activations).items()):
+        lines.append(f"activation {' '.join(group):36} {count:3} ops")
+    for (backward, layout, number), count in sorted(Counter(f[1:] for f in fixed).items()):
+        name = "backward" if backward == "true" else "forward"
+        lines.append(f"in registers {name:8} {number:6} layout {layout:12} {count} ops")
+    show("\n".join(lines))
     assert kernels == {
         *(f"{name}<{number}>" for name in ("chain_forward", "chain_backward") for number in NUMBERS),
         *(

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -94,18 +94,19 @@ def test_singular_points_agree(kernels: Kernels, record: Record, dtype: torch.dt
 
 
 def test_every_op_has_all_kernels_and_all_are_run(
-    compiled: dict[str, re.Match[str]], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    compiled: dict[str, re.Match[str]], request: pytest.FixtureRequest, show: Callable[[str], None]
 ) -> None:
     kernels: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     ops: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for kernel, m in compiled.items():
         kernels[m["name"], m["storage"], m["order"] or "any"].add(kernel)
         ops[m["name"], m["storage"], m["order"] or "any"].add(m["op"])
-    with capsys.disabled():
-        for group, found in sorted(kernels.items()):
-            name, storage, order = group
-            counts = f"{len(found & RUN):4} of {len(found):4} kernels of {len(ops[group]):3} ops run"
-            print(f"\n{name:15} {storage:14} order {order:>3}: {counts}", end="")  # noqa: T201
+    lines = []
+    for group, found in sorted(kernels.items()):
+        name, storage, order = group
+        counts = f"{len(found & RUN):4} of {len(found):4} kernels of {len(ops[group]):3} ops run"
+        lines.append(f"{name:15} {storage:14} order {order:>3}: {counts}")
+    show("\n".join(lines))
     unary = {"Forward", "Backward", "DoubleBackward"}
     for name in unary | {"Cauchy", "Correlate"}:
         for storage in STORAGES:

@@ -160,9 +160,8 @@ class Chain {
       const auto& layer = layers_[i];
       const int64_t in = stride(layer.in), out = stride(layer.out), used = input_rows(i, n);
       if (i > 0 || dx != nullptr) {
-        const bool is_read = i > 0 && saved != nullptr && is_saved(i - 1);
-        multiply_packed(used, layer.in, layer.out, g, packed(i, backward_weight), g_input, 0, nullptr,
-                        is_read ? z[i - 1] : nullptr, is_read ? n * size() * in : 0);
+        const S* const soon = i > 0 && saved != nullptr && is_saved(i - 1) ? z[i - 1] : nullptr;
+        multiply_packed(used, layer.in, layer.out, g, packed(i, backward_weight), g_input, 0, nullptr, soon);
       }
       const S* inputs = i > 0 ? z[i - 1] : input;
       if (i > 0 && layers_[i - 1].op >= 0) {
@@ -257,6 +256,7 @@ class Chain {
     for (size_t i = 0; i < layers_.size(); ++i) numbers += is_needed(i) ? stride(layers_[i].out) : 0;
     return numbers;
   }
+
   // Copies of the weights in the panels that the matrix product wants (GemmShape), padded with zeros: transposed for
   // the forward product, as they are for the gradient of the input. And of the bias.
   void pack() {
@@ -288,13 +288,12 @@ class Chain {
   }
 
   // c (rows, width) = a (rows, depth) times packed weights, plus a bias in the first rows; what lies behind the width
-  // is 0.
+  // is 0. Meanwhile fetches `soon`, which is as large as c, unless it is null.
   void multiply_packed(int64_t rows, int64_t width, int64_t depth, const S* a, const S* b, S* c, int64_t biased,
-                       const S* bias, const S* soon = nullptr, int64_t soon_numbers = 0) const {
+                       const S* bias, const S* soon = nullptr) const {
     const int64_t c_row = stride(width), filled = columns(width), panel = gemm_.panel;
-    gemm_.multiply(
-        {rows, filled, depth, stride(depth), 1, panel, depth * panel, c_row, false, biased, soon, soon_numbers}, a, b,
-        c, bias);
+    gemm_.multiply({rows, filled, depth, stride(depth), 1, panel, depth * panel, c_row, false, biased, soon}, a, b, c,
+                   bias);
     if (c_row == filled) return;
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row + filled, c + (r + 1) * c_row, S(0));
   }

@@ -14,24 +14,11 @@ namespace taylorderiv {
 
 template <>
 const CpuGemm<float>& cpu_gemm<float>() {
-#ifdef TD_AVX512
-  if (best_instruction_set() == InstructionSet::avx512) return gemm_avx512_f32;
-#endif
-#ifdef TD_X86
-  if (best_instruction_set() == InstructionSet::avx2) return gemm_avx2_f32;
-#endif
-  return gemm_baseline_f32;
+  return TD_BEST_OF(gemm, f32);
 }
-
 template <>
 const CpuGemm<double>& cpu_gemm<double>() {
-#ifdef TD_AVX512
-  if (best_instruction_set() == InstructionSet::avx512) return gemm_avx512_f64;
-#endif
-#ifdef TD_X86
-  if (best_instruction_set() == InstructionSet::avx2) return gemm_avx2_f64;
-#endif
-  return gemm_baseline_f64;
+  return TD_BEST_OF(gemm, f64);
 }
 
 namespace {
@@ -120,8 +107,9 @@ Buffer<S> on_threads(const Chain<S>& chain, const F& f) {
   return total;
 }
 
-// The largest blocks of memory that the C library keeps for the next step, and how much of all blocks together.
-constexpr int64_t recycled_block_bytes = 33'000'000, recycled_bytes = 160'000'000;
+// The largest blocks of memory that the C library keeps for the next step; how much it is told to keep; and how much of
+// that blocks may take, beside other memory.
+constexpr int64_t recycled_block_bytes = 33'000'000, kept_bytes = 160'000'000, recycled_bytes = 120'000'000;
 
 // The GNU C library gives 64 MiB of free memory or more back to the system, unless it is told otherwise. It isn't if
 // the user has told it something.
@@ -131,7 +119,7 @@ void keep_memory() {
     for (const char* name : {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}) {
       if (std::getenv(name) != nullptr) return false;
     }
-    return mallopt(M_MMAP_THRESHOLD, 1 << 25) == 1 && mallopt(M_TRIM_THRESHOLD, recycled_bytes) == 1;
+    return mallopt(M_MMAP_THRESHOLD, 1 << 25) == 1 && mallopt(M_TRIM_THRESHOLD, kept_bytes) == 1;
   }();
   (void)once;
 #endif
@@ -154,7 +142,7 @@ struct SavedTiles {
 template <class S>
 SavedTiles<S> saved_tiles(const Chain<S>& chain, int64_t tiles) {
   const int64_t numbers = chain.tile_saved(), bytes = numbers * int64_t(sizeof(S));
-  const bool recycled = tiles * bytes <= recycled_bytes * 3 / 4 && bytes <= recycled_block_bytes;
+  const bool recycled = tiles * bytes <= recycled_bytes && bytes <= recycled_block_bytes;
   return {{}, tiles, std::max<int64_t>(recycled && bytes > 0 ? recycled_block_bytes / bytes : tiles, 1), numbers};
 }
 
@@ -171,8 +159,8 @@ std::tuple<Tensor, Tensors> chain(Tensor x, Tensor higher, Tensors weights, Tens
     if (y.numel() == 0) return std::make_tuple(y, Tensors{new_tensor(d.x, {0})});
     const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), false);
     const int64_t bytes = chain.tile_saved() * int64_t(sizeof(S));
-    const int64_t fitting = save < 0 ? chain.tiles() : std::min(save / std::max<int64_t>(bytes, 1), chain.tiles());
-    SavedTiles<S> to = saved_tiles(chain, bytes == 0 ? 0 : fitting);
+    const int64_t fitting = bytes == 0 ? 0 : save < 0 ? chain.tiles() : std::min(save / bytes, chain.tiles());
+    SavedTiles<S> to = saved_tiles(chain, fitting);
     if (to.tiles > to.block_tiles) keep_memory();
     Tensors saved;
     for (int64_t i = 0; i == 0 || i * to.block_tiles < to.tiles; ++i) {

@@ -53,17 +53,17 @@ struct Loader {
   TD_HD Loader at(int64_t element) const { return {p + element, stride}; }
 };
 
-// Stores numbers and remembers where one was infinite or NaN.
+// Stores numbers and adds them up: the sum is infinite or NaN if one of them is.
 template <class C, class S>
 struct Storer {
   S* p;
   int64_t stride;
-  Number<C>* not_finite;
+  Number<C>* sum;
   TD_HD void operator()(int c, Number<C> v) const {
     store_number(p + c * stride, v);
-    *not_finite = *not_finite + v * Number<C>(0.0);
+    *sum = *sum + v;
   }
-  TD_HD Storer at(int64_t element) const { return {p + element, stride, not_finite}; }
+  TD_HD Storer at(int64_t element) const { return {p + element, stride, sum}; }
 };
 
 // Calls body(pointers to the inputs, pointers to the outputs, stride, vectors, elements) for blocks of vectors, `most`
@@ -122,10 +122,10 @@ inline constexpr int block = 16;
 template <class Op, class C, class S>
 struct Block {
   Seed<Number<C>, Op::aux> seeds[block];
-  Number<C> not_finite;
+  Number<C> sum;  // of what is stored
   bool care = false;
 
-  TD_HD Block(const Op& op, const S* x, int count) : not_finite(0.0) {
+  TD_HD Block(const Op& op, const S* x, int count) : sum(0.0) {
     for (int i = 0; i < count; ++i) seeds[i] = seed_of(op, load_number<C>(x + i * lanes_of<C>));
     if constexpr (Op::singular) {
       for (int i = 0; i < count; ++i) care = care || any(needs_care(op, seeds[i]));
@@ -135,7 +135,7 @@ struct Block {
   // The vector kernels give singular points, and whatever isn't finite, to the careful ones, element by element.
   template <class Redo>
   TD_HD void redo(const Op& op, int size, S* const* out, int64_t stride, int elements, const Redo& redo) const {
-    if (!care && !any(!(not_finite == Number<C>(0.0)))) return;
+    if (!care && !any(!(sum * Number<C>(0.0) == Number<C>(0.0)))) return;
     for (int e = 0; e < elements; ++e) {
       bool wanted = false;
       if constexpr (Op::singular) wanted = lane(needs_care(op, seeds[e / lanes_of<C>]), e % lanes_of<C>);
@@ -147,21 +147,8 @@ struct Block {
   }
 };
 
-// Layouts that the compiler knows (fixed_layouts.h): all directions of a vector at once, with no question at run time.
-
-// Stores numbers and adds them up: the sum is infinite or NaN if one of them is.
-template <class S>
-struct AddingStorer {
-  S* p;
-  int64_t stride;
-  Number<S>* sum;
-  TD_HD void operator()(int c, Number<S> v) const {
-    store_number(p + c * stride, v);
-    *sum = *sum + v;
-  }
-};
-
-// The directions of `count` vectors, given their seeds. What is returned is 0, or NaN where a number isn't finite.
+// Layouts that the compiler knows (fixed_layouts.h): all directions of `count` vectors at once, given their seeds, with
+// no question at run time. What is returned is the sum of all that is stored.
 template <class Op, class S>
 struct FixedPasses {
   using N = Number<S>;
@@ -175,21 +162,16 @@ struct FixedPasses {
                    S* y) {
     const Op op = any_op;  // a copy that stores to memory can't change, as far as the compiler knows
     const L layout(view.weights(), view.top_share());
-    N not_finite(0.0);
-    for (int i = 0; i < count; ++i, x += lanes_of<S>, y += lanes_of<S>) {
-      const Seeds& v = seeds[i];
-      const Loader<S, S> load{x, stride};
-      N sum(0.0), collapsed(0.0);
-      const AddingStorer<S> store{y, stride, &sum};
-      const N x0 = load(0);
-      store(0, v.y);
-      for_each_direction<FixedOrders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-        forward_direction<false>(op, K, d, layout, x0, v, load, store, collapsed, no_scratch);
-      });
-      if constexpr (L::collapsed()) store(layout.top(), collapsed);
-      not_finite = not_finite + sum * N(0.0);
+    N total(0.0);
+    for (int i = 0; i < count; ++i) {
+      const int64_t at = i * lanes_of<S>;
+      const Loader<S, S> load{x + at, stride};
+      N sum(0.0);  // of one vector at a time: a long chain of sums would be waited for
+      forward_directions<FixedOrders, false>(op, layout, load(0), seeds[i], load, Storer<S, S>{y + at, stride, &sum},
+                                             no_scratch);
+      total = total + sum;
     }
-    return not_finite;
+    return total;
   }
 
   template <class L>
@@ -197,28 +179,17 @@ struct FixedPasses {
                     const S* grad, const S* x, S* dx, int64_t y_stride, S* y) {
     const Op op = any_op;
     const L layout(view.weights(), view.top_share());
-    N not_finite(0.0);
+    N total(0.0);
     for (int i = 0; i < count; ++i) {
       const int64_t at = i * lanes_of<S>;
-      const Seeds& v = seeds[i];
       const Loader<S, S> load{x + at, stride}, load_grad{grad + at, stride};
-      N sum(0.0), y_sum(0.0), collapsed(0.0);
-      const AddingStorer<S> store{dx + at, stride, &sum}, store_y{y + at, y_stride, &y_sum};
-      const N x0 = load(0);
-      store_y(0, v.y);
-      N dx0 = v.s * load_grad(0);
-      for_each_direction<FixedOrders>(layout, [&](auto K, const Direction& d) TD_INLINE_LAMBDA {
-        backward_direction<FixedOrders, false>(op, K, d, layout, x0, v, load, load_grad, store, store_y, dx0, collapsed,
-                                               no_scratch);
-      });
-      if constexpr (L::collapsed()) {
-        store(layout.top(), v.s * load_grad(layout.top()));
-        store_y(layout.top(), collapsed);
-      }
-      store(0, dx0);
-      not_finite = not_finite + (sum + y_sum) * N(0.0);
+      N sum(0.0), y_sum(0.0);
+      backward_directions<FixedOrders, false>(op, layout, load(0), seeds[i], load, load_grad,
+                                              Storer<S, S>{dx + at, stride, &sum},
+                                              Storer<S, S>{y + at, y_stride, &y_sum}, no_scratch);
+      total = total + (sum + y_sum);
     }
-    return not_finite;
+    return total;
   }
 
   template <class Layouts>
@@ -255,12 +226,12 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
       if constexpr (is_fixed_op(place)) {
         if (fixed >= 0) {
           using Passes = typename FixedPasses<Op, S>::template Of<CpuFixedLayouts>;
-          b.not_finite = Passes::forward[fixed](op, layout, b.seeds, count, stride, in[0], out[0]);
+          b.sum = Passes::forward[fixed](op, layout, b.seeds, count, stride, in[0], out[0]);
           return redo();
         }
       }
       N collapsed[block];
-      const Storer<C, S> store{out[0], stride, &b.not_finite};
+      const Storer<C, S> store{out[0], stride, &b.sum};
       for (int i = 0; i < count; ++i) {
         store.at(i * lanes)(0, b.seeds[i].y);
         collapsed[i] = N(0.0);
@@ -269,14 +240,14 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
         const Direction d = direction;  // copies that stores to memory can't change, as far as the compiler knows
         const Op op_copy = op;
         const Loader<C, S> load{in[0], stride};
-        N not_finite(0.0);
-        const Storer<C, S> store{out[0], stride, &not_finite};
+        N sum(0.0);
+        const Storer<C, S> store{out[0], stride, &sum};
         for (int i = 0; i < count; ++i) {
           const auto load_x = load.at(i * lanes);
           forward_direction<false>(op_copy, K, d, layout, load_x(0), b.seeds[i], load_x, store.at(i * lanes),
                                    collapsed[i], workspace<C, S>(layout, scratch));
         }
-        b.not_finite = b.not_finite + not_finite;
+        b.sum = b.sum + sum;
       });
       if (layout.collapsed()) {
         for (int i = 0; i < count; ++i) store.at(i * lanes)(layout.top(), collapsed[i]);
@@ -310,17 +281,16 @@ void backward(const double* params, const LayoutView& layout, Range range, const
       if constexpr (is_fixed_op(place)) {
         if (fixed >= 0) {
           using Passes = typename FixedPasses<Op, S>::template Of<CpuFixedLayouts>;
-          b.not_finite =
-              Passes::backward[fixed](op, layout, b.seeds, count, stride, in[0], in[1], out[0],
-                                      out[1] == nullptr ? 0 : stride, out[1] == nullptr ? discarded : out[1]);
+          b.sum = Passes::backward[fixed](op, layout, b.seeds, count, stride, in[0], in[1], out[0],
+                                          out[1] == nullptr ? 0 : stride, out[1] == nullptr ? discarded : out[1]);
           return redo();
         }
       }
       N dx0[block], collapsed[block];
-      const auto store_y_to = [&](N* not_finite) TD_INLINE_LAMBDA {
-        return out[1] == nullptr ? Storer<C, S>{discarded, 0, not_finite} : Storer<C, S>{out[1], stride, not_finite};
+      const auto store_y_to = [&](N* sum) TD_INLINE_LAMBDA {
+        return out[1] == nullptr ? Storer<C, S>{discarded, 0, sum} : Storer<C, S>{out[1], stride, sum};
       };
-      const Storer<C, S> store{out[0], stride, &b.not_finite}, store_y = store_y_to(&b.not_finite);
+      const Storer<C, S> store{out[0], stride, &b.sum}, store_y = store_y_to(&b.sum);
       const Loader<C, S> load_g{in[0], stride};
       for (int i = 0; i < count; ++i) {
         store_y.at(i * lanes)(0, b.seeds[i].y);
@@ -331,15 +301,15 @@ void backward(const double* params, const LayoutView& layout, Range range, const
         const Direction d = direction;  // copies that stores to memory can't change, as far as the compiler knows
         const Op op_copy = op;
         const Loader<C, S> load_g{in[0], stride}, load_x{in[1], stride};
-        N not_finite(0.0);
-        const Storer<C, S> store{out[0], stride, &not_finite}, store_y = store_y_to(&not_finite);
+        N sum(0.0);
+        const Storer<C, S> store{out[0], stride, &sum}, store_y = store_y_to(&sum);
         for (int i = 0; i < count; ++i) {
           const auto load = load_x.at(i * lanes);
           backward_direction<OrdersOf<Op>, false>(op_copy, K, d, layout, load(0), b.seeds[i], load,
                                                   load_g.at(i * lanes), store.at(i * lanes), store_y.at(i * lanes),
                                                   dx0[i], collapsed[i], workspace<C, S>(layout, scratch));
         }
-        b.not_finite = b.not_finite + not_finite;
+        b.sum = b.sum + sum;
       });
       for (int i = 0; i < count; ++i) {
         if (layout.collapsed()) {
@@ -359,9 +329,9 @@ template <class S>
 void cauchy_product(const LayoutView& layout, Range range, const S* a, const S* b, S* y, void* scratch) {
   for_each_block<1, S, S, 2, 1>(layout, range, {a, b}, {y}, scratch,
                                 [&](const S* const* in, S* const* out, int64_t stride, int, int) TD_INLINE_LAMBDA {
-    Number<S> not_finite(0.0);
+    Number<S> sum(0.0);
     cauchy_forward<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride},
-                           Storer<S, S>{out[0], stride, &not_finite}, workspace<S, S>(layout, scratch));
+                           Storer<S, S>{out[0], stride, &sum}, workspace<S, S>(layout, scratch));
   });
 }
 
@@ -369,9 +339,9 @@ template <class S>
 void correlation(const LayoutView& layout, Range range, const S* b, const S* grad, S* da, void* scratch) {
   for_each_block<1, S, S, 2, 1>(layout, range, {b, grad}, {da}, scratch,
                                 [&](const S* const* in, S* const* out, int64_t stride, int, int) TD_INLINE_LAMBDA {
-    Number<S> not_finite(0.0);
+    Number<S> sum(0.0);
     correlate<Orders>(layout, Loader<S, S>{in[0], stride}, Loader<S, S>{in[1], stride},
-                      Storer<S, S>{out[0], stride, &not_finite}, workspace<S, S>(layout, scratch));
+                      Storer<S, S>{out[0], stride, &sum}, workspace<S, S>(layout, scratch));
   });
 }
 

@@ -13,10 +13,10 @@ void forward(const double* params, const LayoutView& layout, Range range, const 
   using C = Compute<Op, S>;
   const Op op(params);
   for (int64_t i = range.begin; i < range.end; ++i) {
-    Number<C> not_finite(0.0);
+    Number<C> sum(0.0);
     with_care<Op>([&](auto local) {
       return unary_forward<LoopOrders, local.value>(op, layout, Loader<C, S>{x + i, range.stride},
-                                                    Storer<C, S>{y + i, range.stride, &not_finite},
+                                                    Storer<C, S>{y + i, range.stride, &sum},
                                                     workspace<C, S>(layout, scratch));
     });
   }
@@ -28,14 +28,14 @@ void backward(const double* params, const LayoutView& layout, Range range, const
   using C = Compute<Op, S>;
   const Op op(params);
   for (int64_t i = range.begin; i < range.end; ++i) {
-    Number<C> not_finite(0.0);
+    Number<C> sum(0.0);
     with_care<Op>([&](auto local) {
       const auto run = [&](const auto& store_y) {
         return unary_backward<LoopOrders, local.value>(
             op, layout, Loader<C, S>{x + i, range.stride}, Loader<C, S>{grad + i, range.stride},
-            Storer<C, S>{dx + i, range.stride, &not_finite}, workspace<C, S>(layout, scratch), store_y);
+            Storer<C, S>{dx + i, range.stride, &sum}, workspace<C, S>(layout, scratch), store_y);
       };
-      return y == nullptr ? run(Nowhere{}) : run(Storer<C, S>{y + i, range.stride, &not_finite});
+      return y == nullptr ? run(Nowhere{}) : run(Storer<C, S>{y + i, range.stride, &sum});
     });
   }
 }
@@ -48,11 +48,11 @@ void double_backward(const double* params, const LayoutView& layout, Range range
   using Store = Storer<C, S>;
   const Op op(params);
   for (int64_t i = range.begin; i < range.end; ++i) {
-    Number<C> not_finite(0.0);
+    Number<C> sum(0.0);
     with_care<Op>([&](auto local) {
       return unary_double_backward<LoopOrders, local.value>(
           op, layout, Load{grad_grad + i, range.stride}, Load{grad + i, range.stride}, Load{x + i, range.stride},
-          Store{dgrad + i, range.stride, &not_finite}, Store{dx + i, range.stride, &not_finite},
+          Store{dgrad + i, range.stride, &sum}, Store{dx + i, range.stride, &sum},
           static_cast<Dual<Number<C>>*>(scratch));
     });
   }

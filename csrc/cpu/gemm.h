@@ -130,7 +130,7 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
   const int64_t fitting = resident_bytes / (g.b_row * int64_t(sizeof(S))), depth = fitting < 48 ? 48 : fitting;
   GemmShape part = g;
   const char* const soon = static_cast<const char*>(g.soon);
-  const int64_t lines = g.soon_numbers * int64_t(sizeof(S)) / 64,
+  const int64_t lines = soon == nullptr ? 0 : g.rows * g.c_row * int64_t(sizeof(S)) / 64,
                 tiles = g.rows * g.columns / (register_tile * lanes) + 1;
   Fetcher fetch{soon, soon + lines * 64, lines / tiles + 1};
   for (int64_t k = 0; k < g.depth || k == 0; k += depth, a += depth * g.a_depth, b += depth * g.b_row) {

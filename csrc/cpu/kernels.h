@@ -37,8 +37,7 @@ struct GemmShape {
   int64_t rows, columns, depth, a_row, a_depth, b_row, b_panel, c_row;
   bool accumulate;
   int64_t biased;
-  const void* soon = nullptr;  // numbers that will be read next: they are fetched meanwhile
-  int64_t soon_numbers = 0;
+  const void* soon = nullptr;  // as many numbers as C has, which will be read next: they are fetched meanwhile
 };
 
 template <class S>
@@ -77,7 +76,20 @@ enum class InstructionSet { baseline, avx2, avx512 };
 const char* name_of(InstructionSet);
 InstructionSet best_instruction_set();
 
-// The kernels of the best instruction set that this machine has.
+// Of the tables of one name and type, that of the best instruction set that this machine has.
+template <class Table>
+const Table& best_of(const Table* baseline, const Table* avx2, const Table* avx512) {
+  const InstructionSet best = best_instruction_set();
+  return *(best == InstructionSet::avx512 ? avx512 : best == InstructionSet::avx2 ? avx2 : baseline);
+}
+#if defined(TD_AVX512)
+#define TD_BEST_OF(name, type) best_of(&name##_baseline_##type, &name##_avx2_##type, &name##_avx512_##type)
+#elif defined(TD_X86)
+#define TD_BEST_OF(name, type) best_of(&name##_baseline_##type, &name##_avx2_##type, {})
+#else
+#define TD_BEST_OF(name, type) best_of(&name##_baseline_##type, {}, {})
+#endif
+
 template <class S>
 const CpuKernels<S>& cpu_kernels();
 template <class S>

@@ -12,24 +12,11 @@ namespace taylorderiv {
 
 template <>
 const CpuKernels<float>& cpu_kernels<float>() {
-#ifdef TD_AVX512
-  if (best_instruction_set() == InstructionSet::avx512) return kernels_avx512_f32;
-#endif
-#ifdef TD_X86
-  if (best_instruction_set() == InstructionSet::avx2) return kernels_avx2_f32;
-#endif
-  return kernels_baseline_f32;
+  return TD_BEST_OF(kernels, f32);
 }
-
 template <>
 const CpuKernels<double>& cpu_kernels<double>() {
-#ifdef TD_AVX512
-  if (best_instruction_set() == InstructionSet::avx512) return kernels_avx512_f64;
-#endif
-#ifdef TD_X86
-  if (best_instruction_set() == InstructionSet::avx2) return kernels_avx2_f64;
-#endif
-  return kernels_baseline_f64;
+  return TD_BEST_OF(kernels, f64);
 }
 
 namespace {

@@ -144,7 +144,7 @@ TD_HD Vec<double> exp_quotient(Vec<double> r) {
 }
 
 // z = n ln 2 + r with |r| <= ln 2 / 2, and p = exp(r) - 1: exp(z) = s p + s and exp(z) - 1 = s p + (s - 1) with s =
-// 2^n, both to about 1 ulp. Several times as fast as two calls of SLEEF.
+// 2^n, both to about 1 ulp. Faster than two calls of SLEEF.
 template <class S>
 TD_HD ExpPair<Vec<S>> exp_pair(Vec<S> z) {
   using V = Vec<S>;
