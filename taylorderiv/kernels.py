@@ -62,17 +62,18 @@ def build_info() -> dict[str, Any]:
 
 
 def _kernel_applies(*coefficients: Any) -> bool:
-    # Forward mode: PyTorch loses tangents when it is nested around a torch.autograd.Function. And
-    # torch.compile can't trace a torch.func transform around one. The reference works in both, and
+    # torch.compile can't trace a torch.func transform around a torch.autograd.Function. The reference works, and
     # torch.compile fuses it.
-    if _BACKEND != "kernels" or forward_ad._current_level >= 0:
-        return False
     if torch._C._are_functorch_transforms_active() and torch.compiler.is_compiling():
         return False
-    for c in coefficients:  # noqa: SIM110 - faster than all() of a generator, and asked for every layer
-        if not (isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES.get(c.device.type, ())):
-            return False
-    return True
+    return _kernels_in_use() and all(
+        isinstance(c, Tensor) and c.dtype in _KERNEL_DTYPES.get(c.device.type, ()) for c in coefficients
+    )
+
+
+def _kernels_in_use() -> bool:
+    # Forward mode: PyTorch loses tangents when it is nested around a torch.autograd.Function. The reference works.
+    return _BACKEND == "kernels" and forward_ad._current_level < 0
 
 
 def _structure(layout: Layout) -> tuple[list[int], list[float]]:
@@ -167,13 +168,14 @@ def chain_applies(weight: Any, op: str | None = None, layout: Layout | None = No
     """
     device = weight.device.type
     return (
-        (op is None or op in _UNARY_KERNELS)
-        and device in ("cpu", "cuda")
+        device in ("cpu", "cuda")
+        and weight.dtype in _KERNEL_DTYPES[device]
+        and (op is None or op in _UNARY_KERNELS)
         and _fusion.enabled
+        and _kernels_in_use()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled(device)
-        and _kernel_applies(weight)
         and (layout is None or device == "cpu" or _fits_cuda_chain(weight, layout))
     )
 
@@ -221,8 +223,7 @@ def chain(
     if len(weights) > most:
         x = chain(x, higher, weights[:most], biases[:most], ops[:most], params[:most], layout)
         return chain(x, None, weights[most:], biases[most:], ops[most:], params[most:], layout)
-    none = x.new_empty(0)
-    tensors = [none if t is None else t.contiguous() for t in (x, higher, *weights, *biases)]
+    tensors = [x.new_empty(0) if t is None else t.contiguous() for t in (x, higher, *weights, *biases)]
     rest = ([op or "" for op in ops], [param for layer in params for param in layer], *_structure(layout))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         rows = layout.size * x.shape[1]
@@ -458,9 +459,8 @@ class _Chain(torch.autograd.Function):
         gradients = torch.ops.taylorderiv.chain_backward(
             grad.contiguous(), x, higher, saved, weights, biases, *ctx.rest, needs_x, _tf32_allowed(x)
         )
-        if higher.numel():  # through the first layer's weight
-            gradients[2].addmm_(gradients[1].T, higher)
-            gradients[1] = gradients[1] @ weights[0] if needs_higher else None
+        if higher.numel() and needs_higher:  # through the first layer's weight
+            gradients[1] = gradients[1] @ weights[0]
         return (
             None,
             None,

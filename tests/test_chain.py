@@ -109,6 +109,32 @@ def test_siren_and_adaptive_slopes_stay_fused(flushes):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [16, 20, 64, 80])
+def test_layers_with_few_outputs(width: int, outputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(2, width),
+        nn.Tanh(),
+        nn.Linear(width, outputs, bias=width != 64),
+        nn.Sigmoid(),
+        nn.Linear(outputs, width),
+    ]
+    model = nn.Sequential(*layers, nn.Tanh(), nn.Linear(width, outputs)).to(dtype)
+    x, directions = torch.rand(53, 2, dtype=dtype), torch.eye(2, dtype=dtype)[:, None].requires_grad_()
+
+    def results() -> list[torch.Tensor]:
+        jet: Any = Jet.variable(x, (3, 1), directions)
+        c = model(jet).coefficients
+        return [c, *torch.autograd.grad(c.square().sum(), [directions, *model.parameters()])]
+
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for fused, expected in zip(results(), unfused(results), strict=True):
+        error = (fused - expected).norm() / expected.norm()
+        assert error < tolerance
+
+
 def test_a_skip_connection_cuts_the_chain_and_stays_right():
     first, second = nn.Linear(3, 16).double(), nn.Linear(16, 16).double()
     x = torch.rand(4, 3, dtype=torch.float64)

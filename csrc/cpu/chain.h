@@ -71,11 +71,7 @@ class Chain {
   }
 
   // Numbers of a tile in the layers that are saved.
-  int64_t tile_saved() const {
-    int64_t numbers = 0;
-    for (size_t i = 0; i < layers_.size(); ++i) numbers += is_saved(i) ? stride(layers_[i].out) : 0;
-    return numbers * tile_ * size();
-  }
+  int64_t tile_saved() const { return saved_at(saved_end()); }
 
   // Numbers of memory that a thread needs, and how many gradients there are.
   int64_t workspace() const {
@@ -87,19 +83,19 @@ class Chain {
   }
 
   // x, see above -> y (C, points, out of the last layer), for one tile; saves layers for the backward pass unless
-  // `saved` is null.
-  void forward(int64_t tile, const S* x, S* y, S* saved, S* workspace) const {
+  // `saved` is null. `next_saved` is where those of the next tile will be, or null.
+  void forward(int64_t tile, const S* x, S* y, S* saved, S* next_saved, S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* h = workspace;
     S* other = h + room * widest_;
     void* const scratch = other + room * widest_;
-    S* next = saved;
     copy_in(x, input_coefficients(), layers_[0].in, begin, n, h);
     for (size_t i = 0; i < layers_.size(); ++i) {
-      const bool save = next != nullptr && is_saved(i);
-      S* const z = save ? next : other;
-      linear(i, n, h, z);
-      if (save) next += room * stride(layers_[i].out);
+      const bool save = saved != nullptr && is_saved(i);
+      S* const z = save ? saved + saved_at(i) : other;
+      Soon soon;
+      if (save) soon = is_saved(i + 1) ? saved_layer(saved, i + 1) : saved_layer(next_saved, saved_begin());
+      linear(i, n, h, z, soon);
       if (layers_[i].op >= 0) {
         activation(i, n, z, h, scratch);
       } else if (z == other) {
@@ -112,8 +108,9 @@ class Chain {
   }
 
   // Adds the tile's share of the parameters' gradients to `gradients`; writes the input's, unless dx is null.
-  // `saved` is what forward() saved of the tile; if null, the layers are recomputed.
-  void backward(int64_t tile, const S* grad, const S* x, const S* saved, S* dx, S* gradients, S* workspace) const {
+  // `saved` is what forward() saved of the tile, `next_saved` of the next one; if null, the layers are recomputed.
+  void backward(int64_t tile, const S* grad, const S* x, const S* saved, const S* next_saved, S* dx, S* gradients,
+                S* workspace) const {
     const int64_t begin = tile * tile_, n = std::min(tile_, points_ - begin), room = tile_ * size();
     S* next = workspace;
     const auto take = [&](int64_t numbers) {
@@ -127,26 +124,17 @@ class Chain {
     S* const h = take(room * widest_);
     S* const input = take(tile_ * input_numbers());
     std::vector<const S*> z(layers_.size());
-    const S* kept = saved;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const int64_t numbers = room * stride(layers_[i].out);
-      if (!is_needed(i)) continue;
-      if (saved != nullptr && is_saved(i)) {
-        z[i] = kept;
-        kept += numbers;
-      } else {
-        z[i] = take(numbers);
-      }
+    for (size_t i = 0; i < saved_end(); ++i) {
+      z[i] = saved != nullptr && is_saved(i) ? saved + saved_at(i) : take(room * stride(layers_[i].out));
     }
     void* const scratch = next;
     copy_in(x, input_coefficients(), layers_[0].in, begin, n, input);
     const S* from = input;
-    for (size_t i = 0; i < layers_.size() && is_needed(i) && !(saved != nullptr && is_saved(i)); ++i) {
+    for (size_t i = 0, end = saved == nullptr ? saved_end() : saved_begin(); i < end; ++i) {
       S* const result = const_cast<S*>(z[i]);
       linear(i, n, from, result);
       from = result;
-      const bool is_read = saved == nullptr && i + 1 < layers_.size() && is_needed(i + 1);
-      if (!is_read || layers_[i].op < 0) continue;
+      if (i + 1 == end || layers_[i].op < 0) continue;
       activation(i, n, result, h, scratch);
       from = h;
     }
@@ -156,11 +144,16 @@ class Chain {
       std::swap(g, spare);
     }
     S* gradient = gradients + weight_gradients();
+    const bool fetches_next = seeded_ || dx != nullptr;
     for (size_t i = layers_.size(); i-- > 0;) {
       const auto& layer = layers_[i];
       const int64_t in = stride(layer.in), out = stride(layer.out), used = input_rows(i, n);
       if (i > 0 || dx != nullptr) {
-        const S* const soon = i > 0 && saved != nullptr && is_saved(i - 1) ? z[i - 1] : nullptr;
+        // What is read next: the layer before; at the end the last one of the next tile.
+        const bool is_read = i > 0 && is_saved(i - 1) && (i < saved_end() || !fetches_next);
+        const Soon soon = is_read              ? saved_layer(saved, i - 1)
+                          : i == saved_begin() ? saved_layer(next_saved, saved_end() - 1)
+                                               : Soon{};
         multiply_packed(used, layer.in, layer.out, g, packed(i, backward_weight), g_input, 0, nullptr, soon);
       }
       const S* inputs = i > 0 ? z[i - 1] : input;
@@ -195,6 +188,15 @@ class Chain {
     gemm_.add_rows(groups, end - begin, this->gradients(), gradients + begin, total + begin);
   }
 
+  // Adds to such a total what the weight of a seed's first layer gets from the higher coefficients.
+  void add_higher(S* total) const {
+    if (!seeded_) return;
+    const auto& layer = layers_[0];
+    const int64_t in = stride(layer.in), out = stride(layer.out);
+    const GemmShape shape{layer.out, columns(layer.in), size() - 1, 1, out, in, gemm_.panel, in, true, 0};
+    gemm_.multiply(shape, total + weight_gradients(), higher_input_.data(), total, nullptr);
+  }
+
   // Of such a total: weight (out, in) and bias (out) of a layer, unless it is null.
   void read_layer(size_t layer, const S* total, S* weight, S* bias) const {
     for (size_t i = 0; i < layer; ++i) total += layers_[i].out * stride(layers_[i].in) + stride(layers_[i].out);
@@ -212,6 +214,7 @@ class Chain {
 
  private:
   enum { forward_weight, backward_weight, bias };  // what is packed of a layer
+  static constexpr int64_t narrow = 3;             // outputs for which multiply_narrow is faster
 
   // Half of the L2 cache, the other half for weights and what is saved.
   static int64_t tile_bytes() {
@@ -246,15 +249,32 @@ class Chain {
   int64_t scratch() const { return cpu_scratch_bytes(layout_) / int64_t(sizeof(S)); }
   const S* packed(size_t layer, int which) const { return packed_.data() + offsets_[3 * layer + which]; }
 
-  // Whether the backward pass needs what enters a layer's activation, or, without one, the next layer; and whether that
-  // is saved: the first layer of a seed costs next to nothing to compute.
-  bool is_needed(size_t layer) const { return layer + 1 < layers_.size() || layers_[layer].op >= 0; }
-  bool is_saved(size_t layer) const { return is_needed(layer) && (layer > 0 || !seeded_); }
+  // The backward pass needs what enters the layers' activations, or, without one, the next layer. That is saved, but of
+  // the first layer of a seed, which costs next to nothing to compute.
+  size_t saved_begin() const { return seeded_ ? 1 : 0; }
+  size_t saved_end() const { return layers_.size() - (layers_.back().op < 0); }
+  bool is_saved(size_t layer) const { return saved_begin() <= layer && layer < saved_end(); }
+  // Where a layer begins in what is saved of a tile.
+  int64_t saved_at(size_t layer) const {
+    int64_t numbers = 0;
+    for (size_t i = saved_begin(); i < layer; ++i) numbers += stride(layers_[i].out);
+    return numbers * tile_ * size();
+  }
   // Numbers of one coefficient of one point in the layers that are needed.
   int64_t layer_numbers() const {
     int64_t numbers = 0;
-    for (size_t i = 0; i < layers_.size(); ++i) numbers += is_needed(i) ? stride(layers_[i].out) : 0;
+    for (size_t i = 0; i < saved_end(); ++i) numbers += stride(layers_[i].out);
     return numbers;
+  }
+
+  // Memory to fetch while a product is computed, because it will be read or written soon.
+  struct Soon {
+    const void* from = nullptr;
+    int64_t bytes = 0;
+  };
+  Soon saved_layer(const S* saved, size_t layer) const {
+    if (saved == nullptr || !is_saved(layer)) return {};
+    return {saved + saved_at(layer), tile_ * size() * stride(layers_[layer].out) * int64_t(sizeof(S))};
   }
 
   // Copies of the weights in the panels that the matrix product wants (GemmShape), padded with zeros: transposed for
@@ -288,12 +308,13 @@ class Chain {
   }
 
   // c (rows, width) = a (rows, depth) times packed weights, plus a bias in the first rows; what lies behind the width
-  // is 0. Meanwhile fetches `soon`, which is as large as c, unless it is null.
+  // is 0.
   void multiply_packed(int64_t rows, int64_t width, int64_t depth, const S* a, const S* b, S* c, int64_t biased,
-                       const S* bias, const S* soon = nullptr) const {
+                       const S* bias, Soon soon = {}) const {
     const int64_t c_row = stride(width), filled = columns(width), panel = gemm_.panel;
-    gemm_.multiply({rows, filled, depth, stride(depth), 1, panel, depth * panel, c_row, false, biased, soon}, a, b, c,
-                   bias);
+    const GemmShape shape{rows,          filled, depth, stride(depth), 1,         panel,
+                          depth * panel, c_row,  false, biased,        soon.from, soon.bytes};
+    gemm_.multiply(shape, a, b, c, bias);
     if (c_row == filled) return;
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row + filled, c + (r + 1) * c_row, S(0));
   }
@@ -301,17 +322,24 @@ class Chain {
   void pass_first_layer(const S* higher) {
     const auto& layer = layers_[0];
     const int64_t in = stride(layer.in), out = stride(layer.out), rows = size() - 1;
-    std::vector<S> input(rows * in, S(0));
-    for (int64_t c = 0; c < rows; ++c) std::memcpy(&input[c * in], higher + c * layer.in, sizeof(S) * layer.in);
+    higher_input_.assign(rows * in, S(0));
+    for (int64_t c = 0; c < rows; ++c) std::memcpy(&higher_input_[c * in], higher + c * layer.in, sizeof(S) * layer.in);
     higher_.assign(rows * out, S(0));
-    multiply_packed(rows, layer.out, layer.in, input.data(), packed(0, forward_weight), higher_.data(), 0, nullptr);
+    multiply_packed(rows, layer.out, layer.in, higher_input_.data(), packed(0, forward_weight), higher_.data(), 0,
+                    nullptr);
   }
 
-  void linear(size_t i, int64_t n, const S* h, S* z) const {
+  void linear(size_t i, int64_t n, const S* h, S* z, Soon soon = {}) const {
     const auto& layer = layers_[i];
     const int64_t out = stride(layer.out);
     const int64_t biased = layer.bias == nullptr ? 0 : n;
-    multiply_packed(input_rows(i, n), layer.out, layer.in, h, packed(i, forward_weight), z, biased, packed(i, bias));
+    if (layer.out <= narrow && layer.in % gemm_.lanes == 0 && gemm_.lanes > 1) {
+      gemm_.multiply_narrow({input_rows(i, n), layer.out, layer.in, stride(layer.in), 1, 0, 0, out, false, biased}, h,
+                            layer.weight, z, layer.bias);
+    } else {
+      multiply_packed(input_rows(i, n), layer.out, layer.in, h, packed(i, forward_weight), z, biased, packed(i, bias),
+                      soon);
+    }
     if (i > 0 || !seeded_) return;
     for (int64_t c = 1; c < size(); ++c) {
       for (int64_t p = 0; p < n; ++p) {
@@ -362,7 +390,8 @@ class Chain {
   int64_t points_, tile_, widest_ = 0;
   bool seeded_, backward_;
   std::vector<int64_t> offsets_;
-  std::vector<S> packed_, higher_;
+  std::vector<S> packed_;
+  std::vector<S> higher_input_, higher_;  // a seed's higher coefficients in rows, and as they leave the first layer
 };
 
 }  // namespace taylorderiv

@@ -169,8 +169,9 @@ std::tuple<Tensor, Tensors> chain(Tensor x, Tensor higher, Tensors weights, Tens
     }
     const S* const x_data = d.x.const_data_ptr<S>();
     S* const y_data = y.mutable_data_ptr<S>();
-    on_threads(chain,
-               [&](int64_t tile, S*, S* workspace) { chain.forward(tile, x_data, y_data, to.of(tile), workspace); });
+    on_threads(chain, [&](int64_t tile, S*, S* workspace) {
+      chain.forward(tile, x_data, y_data, to.of(tile), to.of(tile + 1), workspace);
+    });
     return std::make_tuple(y, saved);
   });
 }
@@ -181,7 +182,8 @@ SavedTiles<S> read_saved(const Chain<S>& chain, const Tensor& x, const Tensors& 
   for (const Tensor& block : saved) numbers += block.numel();
   SavedTiles<S> from = saved_tiles(chain, chain.tile_saved() == 0 ? 0 : numbers / chain.tile_saved());
   const int64_t blocks = std::max<int64_t>((from.tiles + from.block_tiles - 1) / from.block_tiles, 1);
-  bool right = numbers == from.tiles * from.tile_numbers && from.tiles <= chain.tiles() && saved.size() == blocks;
+  bool right =
+      numbers == from.tiles * from.tile_numbers && from.tiles <= chain.tiles() && int64_t(saved.size()) == blocks;
   for (int64_t i = 0; right && i < blocks; ++i) {
     right = saved[i].numel() == from.block_numbers(i) && saved[i].is_contiguous() &&
             saved[i].scalar_type() == x.scalar_type();
@@ -203,20 +205,23 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensors saved, Tens
     STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == d.x.scalar_type() &&
                         grad.numel() == d.layout.view.size() * d.points() * layers.back().out,
                     "taylorderiv: grad must be a contiguous tensor of the shape and dtype of the chain's result");
-    Tensors gradients{
-        input_gradient ? new_tensor(d.x, d.x.sizes()) : new_tensor(d.x, {0}),
-        d.seeded() ? torch::stable::new_zeros(d.x, {d.layout.view.size() - 1, layers[0].out}) : new_tensor(d.x, {0})};
+    Tensors gradients{input_gradient ? new_tensor(d.x, d.x.sizes()) : new_tensor(d.x, {0}),
+                      d.seeded() ? new_tensor(d.x, {d.layout.view.size() - 1, layers[0].out}) : new_tensor(d.x, {0})};
     for (const auto* list : {&d.weights, &d.biases}) {
-      for (const Tensor& t : *list) gradients.push_back(torch::stable::new_zeros(t, t.sizes()));
+      for (const Tensor& t : *list) gradients.push_back(new_tensor(t, t.sizes()));
     }
-    if (d.points() == 0) return gradients;
+    if (d.points() == 0) {
+      for (Tensor& gradient : gradients) torch::stable::zero_(gradient);
+      return gradients;
+    }
     const Chain<S> chain(layers, higher_data<S>(d), d.layout.view, d.points(), true);
     const auto from = read_saved(chain, d.x, saved);
     const S *const grad_data = grad.const_data_ptr<S>(), *const x_data = d.x.const_data_ptr<S>();
     S* const dx_data = input_gradient ? gradients[0].mutable_data_ptr<S>() : nullptr;
     const auto total = on_threads(chain, [&](int64_t tile, S* sum, S* workspace) {
-      chain.backward(tile, grad_data, x_data, from.of(tile), dx_data, sum, workspace);
+      chain.backward(tile, grad_data, x_data, from.of(tile), from.of(tile + 1), dx_data, sum, workspace);
     });
+    chain.add_higher(total.get());
     if (d.seeded()) chain.read_higher(total.get(), gradients[1].mutable_data_ptr<S>());
     for (size_t i = 0; i < layers.size(); ++i) {
       Tensor &weight = gradients[2 + i], &bias = gradients[2 + layers.size() + i];

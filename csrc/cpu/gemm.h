@@ -106,7 +106,7 @@ TD_HD void for_rows(int64_t rows, const F& f) {
   }
 }
 
-// Fetches some lines at a time of numbers that will be read next.
+// Fetches some lines at a time of what will be needed soon.
 struct Fetcher {
   const char *next, *end;
   int64_t lines;
@@ -130,9 +130,8 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
   const int64_t fitting = resident_bytes / (g.b_row * int64_t(sizeof(S))), depth = fitting < 48 ? 48 : fitting;
   GemmShape part = g;
   const char* const soon = static_cast<const char*>(g.soon);
-  const int64_t lines = soon == nullptr ? 0 : g.rows * g.c_row * int64_t(sizeof(S)) / 64,
-                tiles = g.rows * g.columns / (register_tile * lanes) + 1;
-  Fetcher fetch{soon, soon + lines * 64, lines / tiles + 1};
+  const int64_t tiles = (g.rows * g.columns / (register_tile * lanes) + 1) * ((g.depth + depth - 1) / depth);
+  Fetcher fetch{soon, soon + g.soon_bytes, g.soon_bytes / (64 * tiles) + 1};
   for (int64_t k = 0; k < g.depth || k == 0; k += depth, a += depth * g.a_depth, b += depth * g.b_row) {
     part.depth = g.depth - k < depth ? g.depth - k : depth;
     part.accumulate = g.accumulate || k > 0;
@@ -140,6 +139,12 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
     const S* columns = b;
     int64_t n = 0;
     const auto bias_at = [&] { return bias == nullptr ? nullptr : bias + n; };
+    if (g.rows == 1 && g.b_panel == panel) {  // one row, as of a network's last layer: sums enough, of more columns
+      constexpr int more = 8 * lanes;
+      for (; n + more <= g.columns; n += more, columns += more) {
+        gemm_panel<S, 8>(part, fetch, a, columns, c + n, bias_at());
+      }
+    }
     for (; n + panel <= g.columns; n += panel, columns += g.b_panel) {
       gemm_panel<S, register_columns>(part, fetch, a, columns, c + n, bias_at());
     }
@@ -149,6 +154,44 @@ void gemm(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
       }
     }
     for (; n < g.columns; n += lanes, columns += lanes) gemm_panel<S, 1>(part, fetch, a, columns, c + n, bias_at());
+  }
+}
+
+// Of `count` rows the products with one column, summed vector by vector along the depth.
+template <class S, int count>
+TD_HD void narrow_rows(const GemmShape& g, const S* a, const S* b, S added, S* c) {
+  constexpr int lanes = lanes_of<S>;
+  Entries<S> sum[count];
+  TD_UNROLL for (int m = 0; m < count; ++m) sum[m] = Entries<S>(0.0);
+  for (int64_t k = 0; k < g.depth; k += lanes) {
+    const Entries<S> column = load_entries<S>(b + k);
+    TD_UNROLL for (int m = 0; m < count; ++m) sum[m] = sum[m] + load_entries<S>(a + m * g.a_row + k) * column;
+  }
+  TD_UNROLL for (int m = 0; m < count; ++m) {
+    S part[lanes];
+    store_entries<S>(part, sum[m]);
+    TD_UNROLL for (int half = lanes / 2; half > 0; half /= 2) {
+      TD_UNROLL for (int i = 0; i < half; ++i) part[i] += part[i + half];
+    }
+    c[m * g.c_row] = part[0] + added;
+  }
+}
+
+template <class S>
+void gemm_narrow(const GemmShape& g, const S* a, const S* b, S* c, const S* bias) {
+  constexpr int most = 8;
+  for (int64_t i = 0; i < g.rows * g.c_row; ++i) c[i] = S(0);
+  for (int64_t n = 0; n < g.columns; ++n) {
+    int64_t m = 0;
+    const auto rows = [&](auto count) TD_INLINE_LAMBDA {
+      const S added = m < g.biased ? bias[n] : S(0);
+      narrow_rows<S, decltype(count)::value>(g, a + m * g.a_row, b + n * g.depth, added, c + m * g.c_row + n);
+      m += count;
+    };
+    for (const int64_t end : {g.biased, g.rows}) {
+      while (m + most <= end) rows(std::integral_constant<int, most>{});
+      while (m < end) rows(std::integral_constant<int, 1>{});
+    }
   }
 }
 

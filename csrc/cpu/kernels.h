@@ -37,12 +37,16 @@ struct GemmShape {
   int64_t rows, columns, depth, a_row, a_depth, b_row, b_panel, c_row;
   bool accumulate;
   int64_t biased;
-  const void* soon = nullptr;  // as many numbers as C has, which will be read next: they are fetched meanwhile
+  const void* soon = nullptr;  // what will be read or written soon, in bytes: it is fetched meanwhile
+  int64_t soon_bytes = 0;
 };
 
 template <class S>
 struct CpuGemm {
   void (*multiply)(const GemmShape&, const S* a, const S* b, S* c, const S* bias);
+  // The same for a few columns, fewer than a vector has, and a depth in whole vectors, with B(k, n) at [n depth + k];
+  // the rest of C's vectors becomes 0.
+  void (*multiply_narrow)(const GemmShape&, const S* a, const S* b, S* c, const S* bias);
   // Adds the sum of n rows, `row` apart, of whole vectors: summed first, as one long sum over all points would lose
   // digits.
   void (*add_rows)(int64_t n, int64_t columns, int64_t row, const S* rows, S* to);
