@@ -342,9 +342,9 @@ class Chain {
     }
     if (i > 0 || !seeded_) return;
     for (int64_t c = 1; c < size(); ++c) {
-      for (int64_t p = 0; p < n; ++p) {
-        std::memcpy(z + (c * n + p) * out, higher_.data() + (c - 1) * out, sizeof(S) * out);
-      }
+      S* const rows = z + c * n * out;
+      std::memcpy(rows, higher_.data() + (c - 1) * out, sizeof(S) * out);
+      for (int64_t p = 1; p < n; p *= 2) std::memcpy(rows + p * out, rows, sizeof(S) * std::min(p, n - p) * out);
     }
   }
 
@@ -367,19 +367,27 @@ class Chain {
 
   // Between (coefficients, points, width) and a tile's rows (c, point).
   void copy_in(const S* from, int64_t coefficients, int64_t width, int64_t begin, int64_t n, S* to) const {
+    const int64_t row = stride(width);
+    if (row > width) std::memset(to, 0, sizeof(S) * coefficients * n * row);
     for (int64_t c = 0; c < coefficients; ++c) {
-      for (int64_t p = 0; p < n; ++p) {
-        S* const row = to + (c * n + p) * stride(width);
-        std::memcpy(row, from + (c * points_ + begin + p) * width, sizeof(S) * width);
-        std::fill(row + width, row + stride(width), S(0));
-      }
+      copy_rows(n, width, from + (c * points_ + begin) * width, width, to + c * n * row, row);
     }
   }
   void copy_out(const S* from, int64_t coefficients, int64_t width, int64_t begin, int64_t n, S* to) const {
+    const int64_t row = stride(width);
     for (int64_t c = 0; c < coefficients; ++c) {
-      for (int64_t p = 0; p < n; ++p) {
-        std::memcpy(to + (c * points_ + begin + p) * width, from + (c * n + p) * stride(width), sizeof(S) * width);
+      copy_rows(n, width, from + c * n * row, row, to + (c * points_ + begin) * width, width);
+    }
+  }
+  static void copy_rows(int64_t n, int64_t width, const S* from, int64_t from_row, S* to, int64_t to_row) {
+    if (from_row == to_row) {
+      std::memcpy(to, from, sizeof(S) * n * to_row);
+    } else if (width < 4) {  // faster than a call for each row
+      for (int64_t i = 0; i < width; ++i) {
+        for (int64_t p = 0; p < n; ++p) to[p * to_row + i] = from[p * from_row + i];
       }
+    } else {
+      for (int64_t p = 0; p < n; ++p) std::memcpy(to + p * to_row, from + p * from_row, sizeof(S) * width);
     }
   }
 
