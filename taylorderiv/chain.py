@@ -24,6 +24,8 @@ from taylorderiv.layout import Layout
 _WIDEST = 1024
 _WIDEST_TRAINED = 256
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 class Layer(NamedTuple):
     """``op(x @ weightᵀ + bias)``, the last step of a value that isn't computed yet.
@@ -71,8 +73,8 @@ class Value:
         self.layout = layout
         self.plain = coefficients is None or isinstance(coefficients, Tensor)  # and not a jet itself
         if layer is not None:
-            like = layer.weight
-            self.shape = torch.Size((*layer.source.shape[:-1], like.shape[0]))
+            like = layer.source
+            self.shape = torch.Size((*like.shape[:-1], layer.weight.shape[0]))
         elif seed is not None:
             like = seed.points
             self.shape = like.shape
@@ -97,7 +99,7 @@ class Value:
 
 def may_be_seed(points: Any) -> bool:
     """Whether the jet of points ``(*shape, D)`` along directions that they share needn't be written out."""
-    plain = type(points) in (Tensor, torch.nn.Parameter) and points.ndim > 1
+    plain = type(points) in _PLAIN and points.ndim > 1
     return plain and not points.is_cuda and kernels.chain_applies(points)
 
 
@@ -131,23 +133,21 @@ def _trained(weight: Tensor) -> bool:
 
 def linear(source: Value, weight: Any, bias: Any) -> Value | None:
     """The value ``source @ weightᵀ + bias``, to be computed later; None where that isn't possible or not worth it."""
-    if (
-        type(weight) not in (Tensor, torch.nn.Parameter)
-        or (bias is not None and type(bias) not in (Tensor, torch.nn.Parameter))
-        or weight.ndim != 2
-        or not (source.plain and source.shape)
-        or source.shape[-1] != weight.shape[1]
-        or (bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype))
-        or (bias is not None and bias.device != weight.device)
-        or source.dtype != weight.dtype
-        or source.device != weight.device
-        or not kernels.chain_applies(weight, None, source.layout)
-    ):
+    if not (source.plain and source.shape and type(weight) in _PLAIN and weight.ndim == 2):
         return None
-    widths = weight.shape[:1] if source.seed is not None and weight.shape[1] <= _WIDEST else weight.shape
-    if min(weight.shape) == 0:
+    dtype, device = source.dtype, source.device
+    out, in_ = weight.shape
+    if in_ != source.shape[-1] or weight.dtype != dtype or weight.device != device or not (in_ and out):
         return None
-    if max(widths) > (_WIDEST_TRAINED if _trained(weight) and not weight.is_cuda else _WIDEST):
+    if bias is not None:
+        if type(bias) not in _PLAIN or bias.ndim != 1 or bias.numel() != out:
+            return None
+        if bias.dtype != dtype or bias.device != device:
+            return None
+    if not (kernels.chain_applies(source) and kernels.fits_chain(weight, source.layout)):
+        return None
+    widest = out if source.seed is not None and in_ <= _WIDEST else max(out, in_)
+    if widest > _WIDEST or (widest > _WIDEST_TRAINED and not weight.is_cuda and _trained(weight)):
         return None if source.seed is None else _image(source.seed, weight, bias, source.layout)
     # What isn't trained now won't be if that changes before the layer is computed.
     weight = weight if weight.requires_grad else weight.detach()
@@ -173,7 +173,7 @@ def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | Non
     layer = source.layer
     if layer is None or layer.op is not None or layer.grad_mode != torch.is_grad_enabled():
         return None
-    if not kernels.chain_applies(layer.weight, op):
+    if not kernels.chain_applies(source, op):
         return None
     return Value(None, source.layout, layer._replace(op=op, params=tuple(params)))
 
@@ -181,22 +181,18 @@ def activation(source: Value, op: str, params: tuple[float, ...]) -> Value | Non
 def scaled(source: Value, factor: Any) -> Value | None:
     """The value ``factor * source`` for a scalar, where ``source`` is a linear layer or a seed; else None."""
     layer, seed = source.layer, source.seed
-    if layer is not None:
-        if layer.op is not None or layer.grad_mode != torch.is_grad_enabled():
-            return None
-        like = layer.weight
-    elif seed is not None:
-        like = seed.points
-    else:
+    if layer is None and seed is None:
+        return None
+    if layer is not None and (layer.op is not None or layer.grad_mode != torch.is_grad_enabled()):
         return None
     if isinstance(factor, Tensor):
-        if type(factor) not in (Tensor, torch.nn.Parameter) or factor.ndim or factor.is_complex():
+        if type(factor) not in _PLAIN or factor.ndim or factor.is_complex():
             return None
         if factor.device != source.device or (factor.dtype.is_floating_point and factor.dtype != source.dtype):
             return None
     elif isinstance(factor, complex):
         return None
-    if not kernels.chain_applies(like):
+    if not kernels.chain_applies(source):
         return None
     if seed is not None:
         return Value(None, source.layout, seed=Seed(seed.points * factor, seed.higher * factor))

@@ -161,26 +161,28 @@ def fusion(enabled: bool = True, *, save: bool | None = None) -> Iterator[None]:
         _fusion.enabled, _fusion.save = before
 
 
-def chain_applies(weight: Any, op: str | None = None, layout: Layout | None = None) -> bool:
-    """Whether a linear layer with this weight, and the unary op, can be part of :func:`chain`, as things stand.
+def chain_applies(like: Any, op: str | None = None) -> bool:
+    """Whether a linear layer of this dtype and device, and the unary op, can be part of :func:`chain`, as things stand.
 
-    With a layout: of jets with this one.
+    On a GPU, the layer also has to fit (:func:`fits_chain`).
     """
-    device = weight.device.type
+    device = like.device.type
     return (
         device in ("cpu", "cuda")
-        and weight.dtype in _KERNEL_DTYPES[device]
+        and like.dtype in _KERNEL_DTYPES[device]
         and (op is None or op in _UNARY_KERNELS)
         and _fusion.enabled
         and _kernels_in_use()
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled(device)
-        and (layout is None or device == "cpu" or _fits_cuda_chain(weight, layout))
     )
 
 
-def _fits_cuda_chain(weight: Tensor, layout: Layout) -> bool:
+def fits_chain(weight: Tensor, layout: Layout) -> bool:
+    """Whether a layer of jets of this layout fits the shared memory that :func:`chain` keeps it in."""
+    if weight.device.type == "cpu":
+        return True
     out, in_ = weight.shape
     return _C.cuda_chain_fits(layout.size, in_, out, weight.element_size(), _shared_bytes(weight.device))
 
