@@ -218,4 +218,7 @@ void add_rows(int64_t n, int64_t columns, int64_t row, const S* rows, S* to) {
   for (; c < columns; c += lanes) add_columns<S, 1>(n, row, rows + c, to + c);
 }
 
+template <class S>
+inline constexpr CpuGemm<S> gemm_table = {&gemm<S>, &gemm_narrow<S>, &add_rows<S>, lanes_of<S>, panel_of<S>};
+
 TD_NAMESPACE_END

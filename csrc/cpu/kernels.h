@@ -37,7 +37,7 @@ struct GemmShape {
   int64_t rows, columns, depth, a_row, a_depth, b_row, b_panel, c_row;
   bool accumulate;
   int64_t biased;
-  const void* soon = nullptr;  // what will be read or written soon, in bytes: it is fetched meanwhile
+  const void* soon = nullptr;  // memory that will be read or written soon: so much of it is fetched meanwhile
   int64_t soon_bytes = 0;
 };
 
