@@ -44,6 +44,10 @@ TD_HD ExpPair<Careful<S>> exp_pair(Careful<S> z) {
   return {Careful<S>::of(p.e), Careful<S>::of(p.m)};
 }
 template <class S>
+TD_HD Careful<S> with_sign_of(Careful<S> x, Careful<S> size) {
+  return Careful<S>::of(with_sign_of(x.v, size.v));
+}
+template <class S>
 TD_HD Careful<S> pow(Careful<S> x, double p) {
   return Careful<S>::of(pow(x.v, p));
 }

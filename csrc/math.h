@@ -26,6 +26,9 @@ TD_ELEMENTARY_FUNCTIONS(TD_SCALAR_FUNCTION)
 
 TD_HD float abs(float x) { return ::fabsf(x); }
 TD_HD double abs(double x) { return ::fabs(x); }
+// A size with the sign that x has, also where it is zero.
+TD_HD float with_sign_of(float x, float size) { return ::copysignf(size, x); }
+TD_HD double with_sign_of(double x, double size) { return ::copysign(size, x); }
 TD_HD float pow(float x, double p) { return ::powf(x, float(p)); }
 TD_HD double pow(double x, double p) { return ::pow(x, p); }
 TD_HD bool is_infinite(float x) { return abs(x) == HUGE_VALF; }

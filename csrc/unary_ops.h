@@ -430,7 +430,7 @@ struct Tanh : Op {
   TD_HD void seed(const T& x, Seed<T, 0>& v) const {
     const ExpPair<T> p = exp_pair(T(-2.0) * abs(x));
     const T d = inverse_of_one_plus(p.e);
-    v.y = select(x < T(0.0), p.m * d, -(p.m * d));
+    v.y = with_sign_of(x, p.m * d);
     v.s = T(4.0) * p.e * d * d;  // 1 / cosh^2
   }
   template <class K, class W>

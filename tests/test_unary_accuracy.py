@@ -138,6 +138,27 @@ def test_16_bit_floats_are_rounded_once(record: Record, dtype: torch.dtype) -> N
         assert torch.equal(low.nan_to_num(), high.to(dtype).nan_to_num())
 
 
+@by_dtype
+def test_sin_and_cos_are_accurate_however_far_and_near_their_zeros(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(2000, generator=generator, dtype=torch.float64) * 2 - 1
+    multiples = torch.randint(-30_000, 30_000, (2000,), generator=generator) * (math.pi / 2)
+    far = torch.tensor([48e3, 1e5, 1e9, 1e10, 1e30])
+    x = torch.cat([spread, 30 * spread, 48e3 * spread, multiples, far, -far]).to(dtype)
+    sin, cos = derivatives(torch.sin, x, 1)
+    with mp.workdps(60):
+        for name, y, function in ("sin", sin, mp.sin), ("cos", cos, mp.cos):
+            exact = [function(mp.mpf(point)) for point in x.tolist()]
+            error = max(abs((value - e) / e) for value, e in zip(y.tolist(), exact, strict=True))
+            assert error < 1.25 * torch.finfo(dtype).eps, name
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_sin_and_tanh_keep_the_sign_of_zero(zero: float) -> None:
+    for f in torch.sin, torch.tanh:
+        assert math.copysign(1.0, derivatives(f, torch.tensor([zero]), 2)[0].item()) == math.copysign(1.0, zero)
+
+
 @pytest.mark.parametrize("x", [-3.0, -1e-9, 0.5, 20.0])
 def test_derivatives_of_exp_and_sin_repeat_up_to_order_40(x: float) -> None:
     point = torch.tensor([x], dtype=torch.float64)

@@ -115,6 +115,12 @@ TD_HD Vec<S> abs(Vec<S> x) {
   return typename Vec<S>::Raw((Bits)x.raw & ~(Bits)Vec<S>(-0.0).raw);
 }
 template <class S>
+TD_HD Vec<S> with_sign_of(Vec<S> x, Vec<S> size) {
+  using Bits = typename Vec<S>::Mask::Bits;
+  const Bits sign = (Bits)Vec<S>(-0.0).raw;
+  return typename Vec<S>::Raw(((Bits)size.raw & ~sign) | ((Bits)x.raw & sign));
+}
+template <class S>
 TD_HD auto is_infinite(Vec<S> x) {
   return abs(x) == Vec<S>(HUGE_VAL);
 }
@@ -122,6 +128,15 @@ template <class S>
 TD_HD auto is_tiny(Vec<S> x) {
   return abs(x) < Vec<S>(sizeof(S) == 4 ? 1e-30 : 1e-290);
 }
+
+// The larger one; x if that is NaN.
+#ifdef TD_SIMD_AVX512
+TD_HD Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>::Raw(_mm512_max_ps(low.raw, x.raw)); }
+TD_HD Vec<double> at_least(Vec<double> x, Vec<double> low) { return Vec<double>::Raw(_mm512_max_pd(low.raw, x.raw)); }
+#else
+TD_HD Vec<float> at_least(Vec<float> x, Vec<float> low) { return Vec<float>::Raw(_mm256_max_ps(low.raw, x.raw)); }
+TD_HD Vec<double> at_least(Vec<double> x, Vec<double> low) { return Vec<double>::Raw(_mm256_max_pd(low.raw, x.raw)); }
+#endif
 
 // The polynomials q of degrees 6 and 11 closest to (exp(r) - 1) / r for |r| <= ln 2 / 2, by Remez' algorithm: relative
 // errors of 2^-32 and 2^-61. Summed in pairs, as a long chain of sums would be waited for.
@@ -151,16 +166,72 @@ TD_HD ExpPair<Vec<S>> exp_pair(Vec<S> z) {
   using Raw = typename V::Raw;
   using Bits = typename V::Mask::Bits;
   constexpr bool single = sizeof(S) == 4;
-  constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023;
-  const V lowest(single ? -110.0 : -760.0), shift(single ? 0x1.8p23 : 0x1.8p52);
-  z = select(z < lowest, lowest, z);
+  constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023, up = single ? 64 : 512;
+  const V shift(single ? 0x1.8p23 : 0x1.8p52);
+  z = at_least(z, V(single ? -110.0 : -760.0));
   const V shifted = z * V(0x1.71547652b82fep0) + shift, n = shifted - shift;  // the sum rounds to an integer
   const V r = (z - n * V(single ? 0x1.62e4p-1 : 0x1.62e42fefa39efp-1)) -
               n * V(single ? 0x1.7f7d1cf79abcap-20 : 0x1.abc9e3b39803fp-56);
   const V p = exp_quotient(r) * r;
-  const Bits exponent = (Bits)shifted.raw - (Bits)shift.raw, half = exponent >> 1;
-  const V s = V((Raw)((half + bias) << mantissa)) * V((Raw)((exponent - half + bias) << mantissa));
+  // n are the last bits of `shifted`. 2^(n + up) is a normal number, also where s isn't.
+  using Lane = std::remove_reference_t<decltype(Bits{}[0])>;
+  const Bits exponent = ((Bits)shifted.raw << mantissa) + (Lane(bias + up) << mantissa);
+  const V s = V((Raw)exponent) * V(single ? 0x1p-64 : 0x1p-512);
   return {s * p + s, s * p + (s - V(1.0))};
+}
+
+// (sin(r) / r - 1) / t and (cos(r) - 1 + t/2) / t^2 for |r| <= pi/4, t = r^2: the polynomials closest to sin and cos,
+// by Remez' algorithm.
+TD_HD SinCos<Vec<float>> sin_cos_tails(Vec<float> t) {
+  using V = Vec<float>;
+  const V t2 = t * t;
+  return {(V(-0x1.555546p-3) + V(0x1.11075ep-7) * t) + V(-0x1.994e02p-13) * t2,
+          (V(0x1.55554ap-5) + V(-0x1.6c0c8ap-10) * t) + V(0x1.9a01bcp-16) * t2};
+}
+TD_HD SinCos<Vec<double>> sin_cos_tails(Vec<double> t) {
+  using V = Vec<double>;
+  const V t2 = t * t;
+  return {(V(-0x1.5555555555549p-3) + V(0x1.111111110f874p-7) * t) +
+              t2 * ((V(-0x1.a01a019c10c69p-13) + V(0x1.71de3576f7f63p-19) * t) +
+                    t2 * (V(-0x1.ae5e659f90111p-26) + V(0x1.5d92d27e5a4b1p-33) * t)),
+          (V(0x1.555555555554cp-5) + V(-0x1.6c16c16c15177p-10) * t) +
+              t2 * ((V(0x1.a01a019cb10adp-16) + V(-0x1.27e4f80969c32p-22) * t) +
+                    t2 * (V(0x1.1ee9eb89e3440p-29) + V(-0x1.8fae69596083ep-37) * t))};
+}
+
+// Far from 0.
+template <class S>
+TD_HD_COLD SinCos<Vec<S>> far_sin_cos(Vec<S> x) {
+  return {sin(x), cos(x)};
+}
+
+// To about 1 ulp: multiples of pi/2, in three positive parts, are subtracted; by what r and 1 - r^2/2 are rounded is
+// added later. Several times as fast as two calls of SLEEF.
+template <class S>
+TD_HD SinCos<Vec<S>> sin_cos(const Vec<S>& x) {
+  using V = Vec<S>;
+  using Bits = typename V::Mask::Bits;
+  using Raw = typename V::Raw;
+  constexpr bool single = sizeof(S) == 4;
+  constexpr int last = 8 * sizeof(S) - 1;
+  if (any(!(abs(x) < V(single ? 48000.0 : 1e9)))) return far_sin_cos(x);
+  const V shift(single ? 0x1.8p23 : 0x1.8p52);
+  const V shifted = x * V(0x1.45f306dc9c883p-1) + shift, k = shifted - shift;  // the sum rounds to an integer
+  const V second = V(single ? 0x1.4442dp-24 : 0x1.1a62633145c06p-54);
+  const V exact = x - k * V(single ? 0x1.921fb4p0 : 0x1.921fb54442d18p0), r = exact - k * second;
+  // Where r is so small that exact - r would be rounded, too, r is as good as it can be.
+  const V rounded = select(abs(exact) < V(single ? 1e-2 : 2e-7), V(0.0), (exact - r) - k * second);
+  const V rest = rounded - k * V(single ? 0x1.846988p-48 : 0x1.c1cd129024e08p-107);
+  const V t = r * r, half = V(0.5) * t, rough = V(1.0) - half;
+  const SinCos<V> tails = sin_cos_tails(t);
+  const V s = select(r == V(0.0), r, r + (r * t * tails.sin + rest));  // the sign of zero
+  const V c = rough + (((V(1.0) - rough) - half) + (t * t * tails.cos - r * rest));
+  // k are the last bits of `shifted`: quadrants.
+  const Bits quadrant = (Bits)shifted.raw, sign = (Bits)V(-0.0).raw;
+  const typename V::Mask odd{(quadrant << last) < 0};
+  const V sine = select(odd, c, s), cosine = select(odd, s, c);
+  return {V((Raw)((Bits)sine.raw ^ (quadrant << (last - 1) & sign))),
+          V((Raw)((Bits)cosine.raw ^ ((quadrant + 1) << (last - 1) & sign)))};
 }
 
 #ifdef TD_SIMD_AVX512

@@ -50,6 +50,10 @@ TD_TWIN_FUNCTION(abs)
 #undef TD_TWIN_FUNCTION
 
 template <class T>
+TD_HD Twin<T> with_sign_of(const Twin<T>& x, const Twin<T>& size) {
+  return {with_sign_of(x.lo, size.lo), with_sign_of(x.hi, size.hi)};
+}
+template <class T>
 TD_HD Twin<T> pow(const Twin<T>& x, double p) {
   return {pow(x.lo, p), pow(x.hi, p)};
 }
