@@ -110,9 +110,10 @@ Buffer<S> on_threads(const Chain<S>& chain, const F& f) {
 // The largest blocks of memory that the C library keeps for the next step; how much it is told to keep; and how much of
 // that blocks may take, beside other memory.
 constexpr int64_t recycled_block_bytes = 33'000'000, kept_bytes = 160'000'000, recycled_bytes = 120'000'000;
+constexpr int64_t worth_keeping_bytes = 1'000'000;
 
-// The GNU C library gives 64 MiB of free memory or more back to the system, unless it is told otherwise. It isn't if
-// the user has told it something.
+// The GNU C library gives free memory back to the system, as much as that of two steps' largest blocks, unless it is
+// told otherwise. It isn't if the user has told it something.
 void keep_memory() {
 #if defined(__GLIBC__)
   static const bool once = [] {
@@ -161,7 +162,7 @@ std::tuple<Tensor, Tensors> chain(Tensor x, Tensor higher, Tensors weights, Tens
     const int64_t bytes = chain.tile_saved() * int64_t(sizeof(S));
     const int64_t fitting = bytes == 0 ? 0 : save < 0 ? chain.tiles() : std::min(save / bytes, chain.tiles());
     SavedTiles<S> to = saved_tiles(chain, fitting);
-    if (to.tiles > to.block_tiles) keep_memory();
+    if (to.tiles * bytes > worth_keeping_bytes) keep_memory();
     Tensors saved;
     for (int64_t i = 0; i == 0 || i * to.block_tiles < to.tiles; ++i) {
       saved.push_back(new_tensor(d.x, {to.block_numbers(i)}));
