@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -209,18 +210,32 @@ def partials(
         variables = tuple(f"x{i}" for i in range(count)) if variables is None else tuple(variables)
     if len(variables) != count:
         raise ValueError(f"{len(variables)} variables {list(variables)}, but x has {count} columns")
-    if len(set(variables)) != count or "u" in variables:
-        raise ValueError(f"variables must be distinct, and none called 'u', got {list(variables)}")
     if isinstance(names, str) or len(names) == 0:
         raise ValueError("names must be a sequence with at least one partial derivative, such as ['x', 'xx']")
-    indices = [(name, _multi_index(name, variables)) for name in names if name != "u"]
-    requests = list(dict.fromkeys(index for _, index in indices))
-    name = f"partials_{count}_" + "__".join("_".join(map(str, request)) for request in requests)
-    plan = plan_once(plans, name, _plan_of, tuple(requests), count)
+    understand = _understand.__wrapped__ if torch.compiler.is_compiling() else _understand
+    asked = understand(tuple(name if isinstance(name, str) else tuple(name) for name in names), variables)
+    plan = plan_once(plans, asked.attribute, _plan_of, asked.requests, count)
     points = {name: x[name] for name in variables} if isinstance(x, Mapping) else x
     value, *entries = evaluate_each(plan, f, points, chunk_size=chunk_size)
-    asked = {name: index for name, index in indices if isinstance(name, str)}
-    return Partials(value, variables, dict(zip(requests, entries, strict=True)), asked)
+    return Partials(value, variables, dict(zip(asked.requests, entries, strict=True)), asked.names)
+
+
+class _Asked(NamedTuple):
+    """Partial derivatives that were asked for: each once, what those that are strings are, and where the plan is."""
+
+    requests: tuple[MultiIndex, ...]
+    names: Mapping[str, MultiIndex]
+    attribute: str
+
+
+@functools.lru_cache
+def _understand(names: tuple[str | tuple[Any, ...], ...], variables: tuple[str, ...]) -> _Asked:
+    if len(set(variables)) != len(variables) or "u" in variables:
+        raise ValueError(f"variables must be distinct, and none called 'u', got {list(variables)}")
+    indices = {name: _multi_index(name, variables) for name in names if name != "u"}
+    requests = tuple(dict.fromkeys(indices.values()))
+    attribute = f"partials_{len(variables)}_" + "__".join("_".join(map(str, request)) for request in requests)
+    return _Asked(requests, {name: index for name, index in indices.items() if isinstance(name, str)}, attribute)
 
 
 def _plan_of(requests: tuple[MultiIndex, ...], dimension: int) -> Plan | NestedPlan:

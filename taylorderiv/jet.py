@@ -453,7 +453,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name, rule, in_place = registry.find(func)
     jets = _jets(args, kwargs)
     first = jets[0]
-    for jet in jets:
+    for jet in jets[1:]:
         if jet.level != first.level:
             # Jets of an enclosing differentiation are constants to this one.
             top = max(jets, key=lambda j: j.level)
