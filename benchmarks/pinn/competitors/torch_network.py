@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -39,7 +40,7 @@ def columns(problem: Problem) -> dict[str, Tensor]:
 def loss(problem: Problem, quantities: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensor:
     """The sum of the mean squares of the residuals."""
     residuals = problem.case.workload.residual(quantities, values, torch)
-    return torch.stack([residual.square().mean() for residual in residuals]).sum()
+    return functools.reduce(torch.add, [residual.square().mean() for residual in residuals])
 
 
 def training_step(problem: Problem, model: nn.Module, quantities: Callable[[], Mapping[str, Tensor]]) -> Step:
