@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pinn.cases import Case
-from pinn.competitors import COMPETITORS, OURS
+from pinn.competitors import COMPETITORS, OURS, SINGLE
 from pinn.process import Worker, WorkerError
 from pinn.results import CANNOT, OK, Row
 
@@ -128,7 +128,8 @@ def _time(
     for i in range(settings.rounds):
         turns.rotate(-1)
         for name in turns:
-            count = settings.rounds_of(steps[name])
+            # Ours is in every quotient.
+            count = settings.rounds if name in (OURS, SINGLE) else settings.rounds_of(steps[name])
             if name in failed or i * count % settings.rounds >= count:
                 continue
             times = ask(name, "time", seconds=settings.seconds, warm_up=steps[name] < LONG)
