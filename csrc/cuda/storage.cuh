@@ -17,7 +17,15 @@ TD_NAMESPACE_BEGIN
 TD_HD float widened(float x) { return x; }
 TD_HD double widened(double x) { return x; }
 TD_HD float widened(__half x) { return __half2float(x); }
-TD_HD float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+// Its bits are a float's first ones. (__bfloat162float is other code for each architecture.)
+TD_HD float widened(__nv_bfloat16 x) {
+  uint16_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t wide = uint32_t(bits) << 16;
+  float y;
+  std::memcpy(&y, &wide, sizeof(y));
+  return y;
+}
 
 // Of 16-bit numbers: float.
 template <class S>
