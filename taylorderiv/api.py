@@ -213,7 +213,7 @@ def partials(
     if isinstance(names, str) or len(names) == 0:
         raise ValueError("names must be a sequence with at least one partial derivative, such as ['x', 'xx']")
     understand = _understand.__wrapped__ if torch.compiler.is_compiling() else _understand
-    asked = understand(tuple(name if isinstance(name, str) else tuple(name) for name in names), variables)
+    asked = understand(tuple(name if isinstance(name, str) else _hashable(name) for name in names), variables)
     plan = plan_once(plans, asked.attribute, _plan_of, asked.requests, count)
     points = {name: x[name] for name in variables} if isinstance(x, Mapping) else x
     value, *entries = evaluate_each(plan, f, points, chunk_size=chunk_size)
@@ -226,6 +226,10 @@ class _Asked(NamedTuple):
     requests: tuple[MultiIndex, ...]
     names: Mapping[str, MultiIndex]
     attribute: str
+
+
+def _hashable(name: Sequence[str] | MultiIndex) -> tuple[Any, ...]:
+    return tuple(entry if isinstance(entry, int) else str(entry) for entry in name)
 
 
 @functools.lru_cache

@@ -179,17 +179,17 @@ def check_output(y: Any) -> Any:
 
 def _read(plan: Plan, coefficients: Any, constant: bool = False) -> Any:
     """The quantities, a list or a tensor ``(Q, *shape)``. ``constant``: there is a primal only."""
-    reads, factors = plan.reads, plan.factors
+    reads = plan.reads
     if constant:  # the function doesn't depend on the variables
         reads = tuple(tuple((i, factor) for i, factor in terms if i == 0) for terms in reads)
-        factors = None
     if isinstance(coefficients, Jet) or sum(map(len, reads)) <= _MANY_TERMS:
-        # Where most coefficients are wanted, one product does it, unless there are few products.
-        if factors is not None and len(factors) <= 2 * len(reads):
-            products = len(factors) - factors.count(1)
-            if products > _FEW_FACTORS or coefficients.dtype.itemsize <= 2:
-                parts = scaled(coefficients, factors).unbind(0)
-                return [parts[index] for ((index, _),) in reads]
+        single = {terms[0][0]: terms[0][1] for terms in reads if len(terms) == 1}
+        factors = [single.get(i, 1.0) for i in range(coefficients.shape[0])]
+        few = sum(factor != 1 for factor in factors) <= _FEW_FACTORS and coefficients.dtype.itemsize > 2
+        # Where each quantity is a coefficient of its own, and most are wanted, one product does it.
+        if len(single) == len(reads) and len(factors) <= 2 * len(reads) and not few:
+            parts = scaled(coefficients, factors).unbind(0)
+            return [parts[i] for i in single]
         parts = coefficients.unbind(0)  # once: the gradient of each indexing would be as large as all of them
         return [_combine(parts, terms) if terms else torch.zeros_like(parts[0]) for terms in reads]
     shape, dtype, device = coefficients.shape[1:], coefficients.dtype, coefficients.device

@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from taylorderiv import derivatives, partials, registry
+from taylorderiv import derivatives, evaluation, partials, registry
 
 
 class Heat(nn.Module):
@@ -157,6 +157,7 @@ def test_compiled_training(partial: str) -> None:
 def test_compiling_before_anything_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what runs later, with other ops, doesn't compile it again."""
     monkeypatch.setattr(registry, "_FOUND", {})
+    vars(evaluation.plans).clear()
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     model, x = Heat(), points()

@@ -76,12 +76,6 @@ class Plan:
         """Each direction's weight in the collapsed top coefficient; None if nothing is collapsed."""
         return self.layout.weights
 
-    @functools.cached_property
-    def factors(self) -> tuple[float, ...] | None:
-        """A factor for each coefficient, if each quantity is one of its own times its factor; else None."""
-        single = {terms[0][0]: terms[0][1] for terms in self.reads if len(terms) == 1}
-        return tuple(single.get(i, 1.0) for i in range(self.size)) if len(single) == len(self.reads) else None
-
     @property
     def directions(self) -> Tensor:
         """The directions, ``(R, D)`` in float64."""
