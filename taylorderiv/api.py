@@ -212,6 +212,7 @@ def partials(
         raise ValueError(f"{len(variables)} variables {list(variables)}, but x has {count} columns")
     if isinstance(names, str) or len(names) == 0:
         raise ValueError("names must be a sequence with at least one partial derivative, such as ['x', 'xx']")
+    # A compiler traces through the cache, and warns.
     understand = _understand.__wrapped__ if torch.compiler.is_compiling() else _understand
     asked = understand(tuple(name if isinstance(name, str) else _hashable(name) for name in names), variables)
     plan = plan_once(plans, asked.attribute, _plan_of, asked.requests, count)

@@ -54,8 +54,10 @@ class Settings:
         python = self.pythons.get(competitor, sys.executable)
         return Worker(logs / f"{case.slug}_{competitor}.log", threads=self.threads, memory=self.memory, python=python)
 
-    def rounds_of(self, step: float) -> int:
-        """How many rounds a competitor takes part in whose step takes this many seconds."""
+    def rounds_of(self, competitor: str, step: float) -> int:
+        """How many rounds a competitor takes part in whose step takes this many seconds; ours in all."""
+        if competitor in (OURS, SINGLE):
+            return self.rounds
         affordable = int(self.budget / (step + max(self.seconds, step)))
         return min(self.rounds, max(affordable, LEAST_ROUNDS))
 
@@ -128,8 +130,7 @@ def _time(
     for i in range(settings.rounds):
         turns.rotate(-1)
         for name in turns:
-            # Ours is in every quotient.
-            count = settings.rounds if name in (OURS, SINGLE) else settings.rounds_of(steps[name])
+            count = settings.rounds_of(name, steps[name])
             if name in failed or i * count % settings.rounds >= count:
                 continue
             times = ask(name, "time", seconds=settings.seconds, warm_up=steps[name] < LONG)

@@ -112,7 +112,7 @@ Buffer<S> on_threads(const Chain<S>& chain, const F& f) {
 constexpr int64_t recycled_block_bytes = 33'000'000, kept_bytes = 160'000'000, recycled_bytes = 120'000'000;
 constexpr int64_t worth_keeping_bytes = 1'000'000;
 
-// The GNU C library gives free memory back to the system, as much as that of two steps' largest blocks, unless it is
+// The GNU C library gives free memory back to the system once that is twice the largest block there was, unless it is
 // told otherwise. It isn't if the user has told it something.
 void keep_memory() {
 #if defined(__GLIBC__)

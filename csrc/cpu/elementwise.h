@@ -126,6 +126,7 @@ struct Block {
   bool care = false;
 
   TD_HD Block(const Op& op, const S* x, int count) : sum(0.0) {
+    // Made in place: a returned one is copied with wider loads than stores, which the processor waits for.
     for (int i = 0; i < count; ++i) op.seed(load_number<C>(x + i * lanes_of<C>), seeds[i]);
     if constexpr (Op::singular) {
       for (int i = 0; i < count; ++i) care = care || any(needs_care(op, seeds[i]));
