@@ -18,7 +18,8 @@ from pinn.process import Worker, WorkerError
 from pinn.results import CANNOT, OK, Row
 
 LEAST_ROUNDS = 3
-LONG = 1.0  # seconds of a step that needs no warming up
+LEAST_STEPS = 3  # in a round, unless they're long
+LONG = 1.0  # seconds of a step that needs no warming up, and is timed once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Settings:
         timeout: seconds for one request to a worker, such as preparing a case.
         memory: bytes a worker may allocate.
         rounds: how often a competitor is timed.
-        seconds: how long it's timed in a round; at least one step.
+        seconds: how long it's timed in a round; three steps are the least, or a single long one.
         budget: seconds in all rounds together, after which a slow competitor sits rounds out; three are the least.
         pythons: interpreters of competitors that don't run in this one.
         report: told what is being done.
@@ -58,8 +59,13 @@ class Settings:
         """How many rounds a competitor takes part in whose step takes this many seconds; ours in all."""
         if competitor in (OURS, SINGLE):
             return self.rounds
-        affordable = int(self.budget / (step + max(self.seconds, step)))
+        affordable = int(self.budget / (step + max(self.seconds, step * steps_of(step))))
         return min(self.rounds, max(affordable, LEAST_ROUNDS))
+
+
+def steps_of(step: float) -> int:
+    """How many steps of so many seconds are timed in a round at least: one may be slow for no reason of its own."""
+    return LEAST_STEPS if step < LONG else 1
 
 
 def measure(case: Case, competitors: Sequence[str], settings: Settings) -> Iterator[Row]:
@@ -133,7 +139,8 @@ def _time(
             count = settings.rounds_of(name, steps[name])
             if name in failed or i * count % settings.rounds >= count:
                 continue
-            times = ask(name, "time", seconds=settings.seconds, warm_up=steps[name] < LONG)
+            step = steps[name]
+            times = ask(name, "time", seconds=settings.seconds, steps=steps_of(step), warm_up=step < LONG)
             if times is not None:
                 rows[name].times.append(statistics.median(times))
                 rows[name].steps += len(times)

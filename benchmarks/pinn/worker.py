@@ -4,7 +4,7 @@ Requests, answered with ``{"ok": …}`` or ``{"error": reason}``:
 
 - ``load``: import what a competitor needs;
 - ``prepare``: build its step for a problem, run it, compare the result with the reference;
-- ``time``: run it again and again for some seconds;
+- ``time``: run it again and again for some seconds, or some steps if that takes longer;
 - ``memory``: the growth of the resident set during one step;
 - ``solve``: draw a problem, compute its reference, and write it to a file;
 - ``facts``: about the library and the machine.
@@ -71,12 +71,12 @@ class Session:
         _release_memory()
         return {**errors, "preparation": preparation, "seconds": seconds}
 
-    def time(self, seconds: float, warm_up: bool) -> list[float]:
+    def time(self, seconds: float, steps: int, warm_up: bool) -> list[float]:
         assert self.step is not None
         if warm_up:
             self.step()
         times: list[float] = []
-        while sum(times) < seconds and len(times) < MOST_STEPS:
+        while len(times) < steps or (sum(times) < seconds and len(times) < MOST_STEPS):
             start = time.perf_counter()
             self.step()
             times.append(time.perf_counter() - start)
