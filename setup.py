@@ -58,7 +58,9 @@ def extension() -> Extension:
     # NaN and infinity keep their meaning: no -ffast-math.
     cxx = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
     cxx += ["-fno-trapping-math", "-Wall", "-Wno-maybe-uninitialized", "-Wno-psabi"]
-    link = []
+    # Libraries that the linker puts into the extension are its own: some compilers do so with libstdc++, and the
+    # process has another one.
+    link = ["-Wl,--exclude-libs,ALL"] if platform.system() == "Linux" else []
     if os.environ.get("TAYLORDERIV_SANITIZE", "0") != "0":
         cxx += SANITIZED
         link += SANITIZERS
@@ -73,6 +75,7 @@ def extension() -> Extension:
         include_dirs=[get_include()],
         define_macros=[*macros, ("USE_CUDA", "1"), ("TD_CUDA_ARCHITECTURES", f'"{architectures}"')],
         extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]},
+        extra_link_args=link,
     )
 
 

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -16,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "layout_view.h"
 #include "unary_ops.h"
 
@@ -38,14 +38,14 @@ inline int unary_op_index(const std::string& name) {
   for (int i = 0; i < unary_op_count; ++i) {
     if (name == unary_op_infos[i].name) return i;
   }
-  STD_TORCH_CHECK(false, "taylorderiv: no kernel for the unary op '", name, "'");
+  fail("no kernel for the unary op '", name, "'");
 }
 
 // The index of the unary op `name`, having checked the number of its parameters.
 inline int unary_op_index(const std::string& name, const std::vector<double>& params) {
   const int index = unary_op_index(name);
-  STD_TORCH_CHECK(int(params.size()) == unary_op_infos[index].params, "taylorderiv: op '", name, "' takes ",
-                  unary_op_infos[index].params, " params, got ", params.size());
+  TD_CHECK(int(params.size()) == unary_op_infos[index].params, "op '", name, "' takes ", unary_op_infos[index].params,
+           " params, got ", params.size());
   return index;
 }
 
@@ -73,7 +73,7 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   } catch (const std::exception&) {  // which, by the stable ABI, doesn't say why
     int64_t numbers = 1;
     for (const int64_t size : sizes) numbers *= size;
-    STD_TORCH_CHECK(false, "taylorderiv: out of memory: PyTorch can't allocate a tensor of ", numbers, " numbers");
+    fail("out of memory: PyTorch can't allocate a tensor of ", numbers, " numbers");
   }
 }
 
@@ -81,7 +81,7 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
 template <class F>
 auto with_scalar(const Tensor& t, F&& f) {
   if (t.scalar_type() == ScalarType::Float) return f(float{});
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Double, "taylorderiv: coefficients must be float32 or float64");
+  TD_CHECK(t.scalar_type() == ScalarType::Double, "coefficients must be float32 or float64");
   return f(double{});
 }
 
@@ -95,16 +95,14 @@ struct CheckedLayout {
       : orders(std::move(orders_)),
         weights(std::move(weights_)),
         view(int(orders.size()), orders.data(), weights.empty() ? nullptr : weights.data()) {
-    STD_TORCH_CHECK(weights.empty() || weights.size() == orders.size(), "taylorderiv: ", weights.size(),
-                    " weights for ", orders.size(), " directions");
+    TD_CHECK(weights.empty() || weights.size() == orders.size(), weights.size(), " weights for ", orders.size(),
+             " directions");
     int64_t collapsed_order = 0;
     for (size_t r = 0; r < orders.size(); ++r) {
-      STD_TORCH_CHECK(orders[r] >= 1 && orders[r] <= 10000, "taylorderiv: order ", orders[r],
-                      " is out of range, 1 to 10000 are accepted");
+      TD_CHECK(orders[r] >= 1 && orders[r] <= 10000, "order ", orders[r], " is out of range, 1 to 10000 are accepted");
       if (view.weight(int(r)) == 0.0) continue;
-      STD_TORCH_CHECK(collapsed_order == 0 || collapsed_order == orders[r],
-                      "taylorderiv: collapsed directions must share one order, got ", collapsed_order, " and ",
-                      orders[r]);
+      TD_CHECK(collapsed_order == 0 || collapsed_order == orders[r], "collapsed directions must share one order, got ",
+               collapsed_order, " and ", orders[r]);
       collapsed_order = orders[r];
     }
   }
@@ -113,14 +111,12 @@ struct CheckedLayout {
 
 // That t is a contiguous (C, ...) tensor like `like` and fits the layout.
 inline void check_coefficients(const char* name, const Tensor& t, const Tensor& like, const CheckedLayout& layout) {
-  STD_TORCH_CHECK(t.dim() >= 1 && t.size(0) == layout.view.size(), "taylorderiv: ", name, " must be (",
-                  layout.view.size(), ", ...) for this layout, but its first axis is ",
-                  t.dim() >= 1 ? t.size(0) : int64_t(0));
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.numel() == like.numel(), "taylorderiv: ", name,
-                  " must have the shape and dtype of the other coefficients");
-  STD_TORCH_CHECK(t.device() == like.device(), "taylorderiv: ", name,
-                  " must be on the device of the other coefficients");
-  STD_TORCH_CHECK(t.is_contiguous(), "taylorderiv: ", name, " must be contiguous");
+  TD_CHECK(t.dim() >= 1 && t.size(0) == layout.view.size(), name, " must be (", layout.view.size(),
+           ", ...) for this layout, but its first axis is ", t.dim() >= 1 ? t.size(0) : int64_t(0));
+  TD_CHECK(t.scalar_type() == like.scalar_type() && t.numel() == like.numel(), name,
+           " must have the shape and dtype of the other coefficients");
+  TD_CHECK(t.device() == like.device(), name, " must be on the device of the other coefficients");
+  TD_CHECK(t.is_contiguous(), name, " must be contiguous");
 }
 
 }  // namespace taylorderiv

@@ -38,34 +38,32 @@ struct ChainArguments {
   // The layers, which fit each other and x.
   std::vector<Layer> layers() const {
     const int64_t size = layout.view.size(), rows = seeded() ? 1 : size;
-    STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == rows && x.size(2) > 0 && x.is_contiguous(),
-                    "taylorderiv: x of a chain must be contiguous, (", rows, ", N, in)");
-    STD_TORCH_CHECK(!seeded() || (higher.numel() == (size - 1) * x.size(2) && higher.is_contiguous() &&
-                                  higher.scalar_type() == x.scalar_type() && higher.device() == x.device()),
-                    "taylorderiv: the higher coefficients of a seed must be contiguous, (", size - 1, ", ", x.size(2),
-                    "), with the dtype and device of x");
-    STD_TORCH_CHECK(!weights.empty() && biases.size() == weights.size() && ops.size() == weights.size(),
-                    "taylorderiv: a chain needs as many biases and ops as weights, got ", biases.size(), ", ",
-                    ops.size(), " and ", weights.size());
+    TD_CHECK(x.dim() == 3 && x.size(0) == rows && x.size(2) > 0 && x.is_contiguous(),
+             "x of a chain must be contiguous, (", rows, ", N, in)");
+    TD_CHECK(!seeded() || (higher.numel() == (size - 1) * x.size(2) && higher.is_contiguous() &&
+                           higher.scalar_type() == x.scalar_type() && higher.device() == x.device()),
+             "the higher coefficients of a seed must be contiguous, (", size - 1, ", ", x.size(2),
+             "), with the dtype and device of x");
+    TD_CHECK(!weights.empty() && biases.size() == weights.size() && ops.size() == weights.size(),
+             "a chain needs as many biases and ops as weights, got ", biases.size(), ", ", ops.size(), " and ",
+             weights.size());
     std::vector<Layer> layers;
     int64_t width = x.size(2);
     size_t used = 0;
     for (size_t i = 0; i < weights.size(); ++i) {
       const Tensor &w = weights[i], &b = biases[i];
-      STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == width, "taylorderiv: weight ", i, " of a chain must be (out, ",
-                      width, ")");
-      STD_TORCH_CHECK(b.numel() == 0 || b.numel() == w.size(0), "taylorderiv: bias ", i, " of a chain must have ",
-                      w.size(0), " elements, got ", b.numel());
+      TD_CHECK(w.dim() == 2 && w.size(1) == width, "weight ", i, " of a chain must be (out, ", width, ")");
+      TD_CHECK(b.numel() == 0 || b.numel() == w.size(0), "bias ", i, " of a chain must have ", w.size(0),
+               " elements, got ", b.numel());
       for (const Tensor& t : {w, b}) {
-        STD_TORCH_CHECK(
-            t.is_contiguous() && t.scalar_type() == x.scalar_type() && t.device() == x.device(),
-            "taylorderiv: weights and biases of a chain must be contiguous, with the dtype and device of x");
+        TD_CHECK(t.is_contiguous() && t.scalar_type() == x.scalar_type() && t.device() == x.device(),
+                 "weights and biases of a chain must be contiguous, with the dtype and device of x");
       }
       int op = -1, count = 0;
       if (!ops[i].empty()) {
         op = unary_op_index(ops[i]);
         count = unary_op_infos[op].params;
-        STD_TORCH_CHECK(used + count <= params.size(), "taylorderiv: too few params for the ops of a chain");
+        TD_CHECK(used + count <= params.size(), "too few params for the ops of a chain");
       }
       layers.push_back({width, w.size(0), &w, b.numel() ? &b : nullptr, op, params.data() + used, count});
       used += count;

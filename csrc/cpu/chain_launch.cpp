@@ -47,7 +47,7 @@ template <class S>
 Buffer<S> allocate(int64_t numbers) {
   const int64_t bytes = (numbers * int64_t(sizeof(S)) + 63) / 64 * 64;
   Buffer<S> buffer(static_cast<S*>(std::aligned_alloc(64, bytes)), &std::free);
-  STD_TORCH_CHECK(buffer != nullptr || bytes == 0, "taylorderiv: out of memory for ", bytes, " bytes of workspace");
+  TD_CHECK(buffer != nullptr || bytes == 0, "out of memory for ", bytes, " bytes of workspace");
   return buffer;
 }
 
@@ -190,7 +190,7 @@ SavedTiles<S> read_saved(const Chain<S>& chain, const Tensor& x, const Tensors& 
             saved[i].scalar_type() == x.scalar_type();
     if (right) from.blocks.push_back(saved[i].template mutable_data_ptr<S>());
   }
-  STD_TORCH_CHECK(right, "taylorderiv: saved isn't what this chain saved");
+  TD_CHECK(right, "saved isn't what this chain saved");
   return from;
 }
 
@@ -203,9 +203,9 @@ Tensors chain_backward(Tensor grad, Tensor x, Tensor higher, Tensors saved, Tens
   return with_scalar(d.x, [&](auto scalar) {
     using S = decltype(scalar);
     const auto layers = typed<S>(d.layers());
-    STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == d.x.scalar_type() &&
-                        grad.numel() == d.layout.view.size() * d.points() * layers.back().out,
-                    "taylorderiv: grad must be a contiguous tensor of the shape and dtype of the chain's result");
+    TD_CHECK(grad.is_contiguous() && grad.scalar_type() == d.x.scalar_type() &&
+                 grad.numel() == d.layout.view.size() * d.points() * layers.back().out,
+             "grad must be a contiguous tensor of the shape and dtype of the chain's result");
     Tensors gradients{input_gradient ? new_tensor(d.x, d.x.sizes()) : new_tensor(d.x, {0}),
                       d.seeded() ? new_tensor(d.x, {d.layout.view.size() - 1, layers[0].out}) : new_tensor(d.x, {0})};
     for (const auto* list : {&d.weights, &d.biases}) {

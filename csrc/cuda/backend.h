@@ -20,8 +20,8 @@ inline void* current_cuda_stream(int32_t device) {
 
 // `error`: what CUDA has to say against a kernel that was to be started, or null.
 inline void check_started(const char* error) {
-  STD_TORCH_CHECK(error == nullptr, "taylorderiv: CUDA can't start a kernel: ", error, " (kernels were compiled for ",
-                  TD_CUDA_ARCHITECTURES, ")");
+  TD_CHECK(error == nullptr, "CUDA can't start a kernel: ", error, " (kernels were compiled for ",
+           TD_CUDA_ARCHITECTURES, ")");
 }
 
 // Nothing here waits for the device, so calls can be captured in a CUDA graph.
@@ -65,7 +65,7 @@ struct Cuda {
       case ScalarType::BFloat16:
         return cuda_variants<pass, CudaStorage::bf16>(op);
       default:
-        STD_TORCH_CHECK(false, "taylorderiv: coefficients must be float32, float64, float16 or bfloat16");
+        fail("coefficients must be float32, float64, float16 or bfloat16");
     }
   }
 
@@ -74,8 +74,8 @@ struct Cuda {
     const Tensor& first = **in.begin();
     const CudaVariant* const kernels = variants<pass>(first.scalar_type(), op);
     const int runs = PackedLayout::count_runs(layout);
-    STD_TORCH_CHECK(runs <= PackedLayout::capacity, "taylorderiv: a CUDA kernel takes directions of at most ",
-                    PackedLayout::capacity, " different orders or weights in a row, got ", runs);
+    TD_CHECK(runs <= PackedLayout::capacity, "a CUDA kernel takes directions of at most ", PackedLayout::capacity,
+             " different orders or weights in a row, got ", runs);
     if (first.numel() == 0) return;
     const int32_t device = first.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);

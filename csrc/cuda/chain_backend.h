@@ -45,9 +45,9 @@ class CudaChainOps {
     const ChainArguments arguments{x, higher, weights, biases, ops, params, {orders, collapse}};
     const Layers layers = arguments.layers();
     CudaChain chain = describe(arguments, layers, x, tf32);
-    STD_TORCH_CHECK(grad.is_contiguous() && grad.scalar_type() == x.scalar_type() && grad.device() == x.device() &&
-                        grad.numel() == x.numel() / layers[0].in * layers.back().out,
-                    "taylorderiv: grad must be a contiguous tensor like the chain's result");
+    TD_CHECK(grad.is_contiguous() && grad.scalar_type() == x.scalar_type() && grad.device() == x.device() &&
+                 grad.numel() == x.numel() / layers[0].in * layers.back().out,
+             "grad must be a contiguous tensor like the chain's result");
     Tensors gradients;
     gradients.push_back(input_gradient ? new_tensor(x, x.sizes()) : new_tensor(x, {0}));
     gradients.push_back(new_tensor(x, {0}));  // a seed's
@@ -59,11 +59,11 @@ class CudaChainOps {
     if (chain.points == 0) return gradients;
     const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
     if (saved_blocks.size() != 1 || saved_blocks[0].numel() > 0) {
-      STD_TORCH_CHECK(saved_blocks.size() == 1, "taylorderiv: saved must be one tensor");
+      TD_CHECK(saved_blocks.size() == 1, "saved must be one tensor");
       const Tensor& saved = saved_blocks[0];
-      STD_TORCH_CHECK(saved.is_contiguous() && saved.scalar_type() == saved_dtype(x) && saved.device() == x.device() &&
-                          saved.numel() == chain_saved(chain, x.get_device_index()),
-                      "taylorderiv: saved isn't what this chain saved");
+      TD_CHECK(saved.is_contiguous() && saved.scalar_type() == saved_dtype(x) && saved.device() == x.device() &&
+                   saved.numel() == chain_saved(chain, x.get_device_index()),
+               "saved isn't what this chain saved");
       chain.saved = saved.mutable_data_ptr();
     }
     chain.grad = grad.const_data_ptr();
@@ -88,7 +88,7 @@ class CudaChainOps {
       case ScalarType::BFloat16:
         return ChainArithmetic::bf16;
       default:
-        STD_TORCH_CHECK(false, "taylorderiv: coefficients must be float32, float64, float16 or bfloat16");
+        fail("coefficients must be float32, float64, float16 or bfloat16");
     }
   }
 
@@ -99,20 +99,19 @@ class CudaChainOps {
 
   // All but the results.
   static CudaChain describe(const ChainArguments& arguments, const Layers& layers, const Tensor& x, bool tf32) {
-    STD_TORCH_CHECK(!arguments.seeded(), "taylorderiv: a CUDA kernel takes no seed, but all coefficients");
+    TD_CHECK(!arguments.seeded(), "a CUDA kernel takes no seed, but all coefficients");
     const LayoutView& layout = arguments.layout.view;
     const int runs = PackedLayout::count_runs(layout);
-    STD_TORCH_CHECK(runs <= PackedLayout::capacity, "taylorderiv: a CUDA kernel takes directions of at most ",
-                    PackedLayout::capacity, " different orders or weights in a row, got ", runs);
-    STD_TORCH_CHECK(layers.size() <= CudaChain::capacity, "taylorderiv: a CUDA kernel takes chains of at most ",
-                    CudaChain::capacity, " layers, got ", layers.size());
+    TD_CHECK(runs <= PackedLayout::capacity, "a CUDA kernel takes directions of at most ", PackedLayout::capacity,
+             " different orders or weights in a row, got ", runs);
+    TD_CHECK(layers.size() <= CudaChain::capacity, "a CUDA kernel takes chains of at most ", CudaChain::capacity,
+             " layers, got ", layers.size());
     CudaChain chain{PackedLayout(layout), layout.size(), layout.max_order(), arithmetic(x.scalar_type(), tf32)};
     chain.layers = int(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
       const auto& layer = layers[i];
-      STD_TORCH_CHECK(layer.out <= ChainTiling::widest,
-                      "taylorderiv: a CUDA kernel takes chains with layers of at most ", ChainTiling::widest,
-                      " neurons, got ", layer.out);
+      TD_CHECK(layer.out <= ChainTiling::widest, "a CUDA kernel takes chains with layers of at most ",
+               ChainTiling::widest, " neurons, got ", layer.out);
       CudaChainLayer& to = chain.layer[i];
       to = {int(layer.in), int(layer.out), layer.op};
       std::copy_n(layer.params, layer.param_count, to.params.values);
