@@ -19,10 +19,8 @@ from torch.nn import functional as F
 from taylorderiv import kernels
 from taylorderiv.layout import Layout
 
-# Above these widths one matrix product per layer on the whole batch is faster, as measured on a server's core: with
-# gradients the chain computes more of them, on fewer rows at a time.
+# Above this width one matrix product per layer on the whole batch may be faster, as measured on a server.
 _WIDEST = 1024
-_WIDEST_TRAINED = 256
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -127,10 +125,6 @@ def _state_of(t: Tensor) -> tuple[Any, ...]:
     return t.data_ptr(), t.requires_grad, None if t.is_inference() else t._version
 
 
-def _trained(weight: Tensor) -> bool:
-    return weight.requires_grad and torch.is_grad_enabled()
-
-
 def linear(source: Value, weight: Any, bias: Any) -> Value | None:
     """The value ``source @ weightᵀ + bias``, to be computed later; None where that isn't possible or not worth it."""
     if not (source.plain and source.shape and type(weight) in _PLAIN and weight.ndim == 2):
@@ -146,8 +140,7 @@ def linear(source: Value, weight: Any, bias: Any) -> Value | None:
             return None
     if not (kernels.chain_applies(source) and kernels.fits_chain(weight, source.layout)):
         return None
-    widest = out if source.seed is not None and in_ <= _WIDEST else max(out, in_)
-    if widest > _WIDEST or (widest > _WIDEST_TRAINED and not weight.is_cuda and _trained(weight)):
+    if max(out, in_) > _WIDEST:
         return None if source.seed is None else _image(source.seed, weight, bias, source.layout)
     # What isn't trained now won't be if that changes before the layer is computed.
     weight = weight if weight.requires_grad else weight.detach()

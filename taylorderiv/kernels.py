@@ -116,8 +116,7 @@ _DOUBLE = 0.5  # the speed of float64
 # As many numbers, in blocks that aren't too large (cpu/chain_launch.cpp), need no new memory: the C library keeps it
 # for the next step. No chain saves more than the other limit unasked, however many points there are.
 _RECYCLED_NUMBERS = 12_500_000
-_MOST_SAVED_BYTES = 100_000_000
-_MOST_SAVED_ON_A_GPU = 2**30
+_MOST_SAVED_BYTES = 2**30
 _WORTH_MEMORY = 2.0  # how much faster saving must be: some systems clear new memory far slower than measured
 
 
@@ -246,7 +245,7 @@ def saved_bytes(weights: Sequence[Tensor], rows: int) -> int:
         return -1 if _fusion.save else 0
     if weights[0].is_cuda:  # all or nothing
         needed = rows * sum(weight.shape[0] for weight in weights) * max(4, weights[0].element_size())
-        return -1 if needed <= _MOST_SAVED_ON_A_GPU else 0
+        return -1 if needed <= _MOST_SAVED_BYTES else 0
     dtype = weights[0].dtype
     recomputing = predicted_seconds(dtype, operations=sum(2 * weight.numel() for weight in weights))
     fresh_bytes = sum(weight.shape[0] * weight.element_size() for weight in weights)

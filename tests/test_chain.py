@@ -51,18 +51,19 @@ def test_on_a_gpu_all_layers_are_saved_or_none():
         assert kernels.saved_bytes(layers, most + 1) == -1
 
 
-def test_layers_saved_of_some_points_only_give_the_same_gradients():
+@pytest.mark.parametrize(("width", "some_bytes"), [(16, 200_000), (900, 9_000_000)])
+def test_layers_saved_of_some_points_only_give_the_same_gradients(width: int, some_bytes: int) -> None:
     torch.manual_seed(0)
-    weights = [torch.randn(16, 2), torch.randn(16, 16) / 4, torch.randn(3, 16)]
+    weights = [torch.randn(width, 2), torch.randn(width, width) / width**0.5, torch.randn(3, width)]
     biases, x, higher = [torch.randn(len(weight)) for weight in weights], torch.randn(1, 1000, 2), torch.randn(3, 2)
     constants = (weights, biases, ["tanh", "sin", "tanh"], [], [3], [])
     results, sizes = [], []
-    for save in (0, -1, 200_000):
+    for save in (0, -1, some_bytes):
         y, saved = torch.ops.taylorderiv.chain(x, higher, *constants, save, False)
         gradients = torch.ops.taylorderiv.chain_backward(y, x, higher, saved, *constants, True, False)
         results.append([y, *gradients])
         sizes.append(4 * sum(block.numel() for block in saved))
-    assert sizes[0] == 0 < sizes[2] <= 200_000 < sizes[1]
+    assert sizes[0] == 0 < sizes[2] <= some_bytes < sizes[1]
     for result in results[1:]:
         for a, b in zip(result, results[0], strict=True):
             assert torch.equal(a, b)
@@ -133,6 +134,27 @@ def test_layers_with_few_outputs(width: int, outputs: int, dtype: torch.dtype) -
     for fused, expected in zip(results(), unfused(results), strict=True):
         error = (fused - expected).norm() / expected.norm()
         assert error < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("width", "points"), [(257, 90), (700, 30), (1024, 200)])
+def test_wide_layers(width: int, points: int, dtype: torch.dtype, flushes: list[int]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width - 8), nn.Sigmoid(), nn.Linear(width - 8, 2)]
+    model, x = nn.Sequential(*layers).to(dtype), torch.rand(points, 3, dtype=dtype, requires_grad=True)
+
+    def results() -> list[torch.Tensor]:
+        d = partials(model, x, ["x", "yy", "zzz"], variables="xyz")
+        residual = d.x + d.yy * d.u + d.zzz
+        return [residual, *torch.autograd.grad(residual.square().sum(), [x, *model.parameters()])]
+
+    first = results()
+    assert flushes == [3]
+    for a, b in zip(first, results(), strict=True):
+        assert torch.equal(a, b)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for fused, expected in zip(first, unfused(results), strict=True):
+        assert (fused - expected).norm() / expected.norm() < tolerance
 
 
 def test_a_skip_connection_cuts_the_chain_and_stays_right():

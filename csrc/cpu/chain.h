@@ -52,7 +52,9 @@ class Chain {
     // Numbers per point and coefficient of a backward pass: both passes have one tiling.
     const int64_t numbers = input_numbers() / size() + 4 * widest_ + layer_numbers();
     tile_ = tile_bytes() / (numbers * size() * int64_t(sizeof(S)));
-    const int64_t least = 1 + 95 / size();  // rows enough for the matrix products to pay for reading the weights
+    // Rows enough for the matrix products to pay for reading the weights, which of wide layers is from farther away,
+    // but tiles enough for the threads.
+    const int64_t least = 1 + std::max<int64_t>(95 / size(), std::min(widest_ / 4 / size(), points / 16));
     tile_ = (std::clamp<int64_t>(tile_, std::min<int64_t>(least, 64), 64) - 1) | 1;
     // Tiles of equal size; an odd one, or the coefficients of an element would often compete for few places in the
     // cache.
@@ -80,6 +82,14 @@ class Chain {
   }
   int64_t gradients() const {
     return weight_gradients() + (seeded_ && backward_ ? (size() - 1) * stride(layers_[0].out) : 0);
+  }
+
+  // How many tiles at least should share a sum of their gradients. Outside the cache there are few sums: each takes
+  // memory, and as long as the products of some rows.
+  int64_t tiles_of_sum(int64_t threads) const {
+    constexpr int64_t rows = 1500;
+    if (gradients() * int64_t(sizeof(S)) < 2 * tile_bytes()) return std::max<int64_t>(tiles() / (32 * threads), 1);
+    return std::max(tiles() / (2 * threads), 1 + rows / (tile_ * size()));
   }
 
   // x, see above -> y (C, points, out of the last layer), for one tile; saves layers for the backward pass unless

@@ -51,15 +51,16 @@ Buffer<S> allocate(int64_t numbers) {
   return buffer;
 }
 
-// The ends of groups of tiles for threads that take one group after the other. The groups get smaller: there is little
-// to add up, and no thread waits long for another one at the end.
-std::vector<int64_t> group_ends(int64_t tiles, int64_t threads, bool summed) {
-  const int64_t least = summed ? std::max<int64_t>(tiles / (32 * threads), 1) : 1;
+// The ends of groups of tiles for threads that take one group after the other. The groups get smaller, down to about
+// `least` tiles: there is little to add up, and no thread waits long for another one at the end.
+std::vector<int64_t> group_ends(int64_t tiles, int64_t threads, int64_t least) {
+  if (threads == 1) return {tiles};
   std::vector<int64_t> ends;
-  for (int64_t end = 0; end < tiles; ends.push_back(end)) {
-    const int64_t left = tiles - end;
-    end += threads == 1 ? left : std::min(std::max(left / (2 * threads), least), left);
-  }
+  int64_t end = 0;
+  for (int64_t some; (some = (tiles - end) / (2 * threads)) > least;) ends.push_back(end += some);
+  const int64_t left = tiles - end, of_least = (left + least * threads / 2) / (least * threads);
+  const int64_t rest = std::min(std::max<int64_t>(of_least, 1) * threads, left);
+  for (int64_t group = 1; group <= rest; ++group) ends.push_back(end + left * group / rest);
   return ends;
 }
 
@@ -72,7 +73,8 @@ Buffer<S> on_threads(const Chain<S>& chain, const F& f) {
   const int64_t tiles = chain.tiles(), gradients = chain.gradients();
   int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tiles);
   threads = std::clamp<int64_t>(int64_t(operations / worth_a_thread), 1, threads);
-  const std::vector<int64_t> ends = group_ends(tiles, threads, gradients > 0);
+  const int64_t least = gradients > 0 ? chain.tiles_of_sum(threads) : 1;
+  const std::vector<int64_t> ends = group_ends(tiles, threads, least);
   const int64_t groups = int64_t(ends.size());
   // Gradients are summed over some tiles, and these sums over all: one long sum would lose digits.
   constexpr int64_t tiles_summed = 64;
