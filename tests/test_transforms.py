@@ -245,6 +245,7 @@ class Residuals(Dataset[Tensor]):
             return self.model(points(4 + index)).sum()
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # JAX's, if another test has imported it
 def test_data_loaders() -> None:
     model = Heat()
     for (x,) in DataLoader(TensorDataset(points()), batch_size=5, shuffle=True):
