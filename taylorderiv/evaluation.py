@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taylorderiv.chain import may_be_seed
 from taylorderiv.jet import Jet, check_like, check_variable, nested_level
-from taylorderiv.planner import NestedPlan, Plan
+from taylorderiv.planner import NestedPlan, Plan, outlives_the_call
 
 Points = Tensor | Mapping[str, Tensor]
 """Points of shape ``(…, D)``, or a tensor per variable, all of one shape such as ``(N, 1)``."""
@@ -204,8 +204,28 @@ def _read(plan: Plan, coefficients: Any, constant: bool = False) -> Any:
 def scaled(coefficients: Any, factors: Sequence[float]) -> Tensor:
     """Coefficients ``(C, *shape)``, each times its factor."""
     dtype = torch.promote_types(coefficients.dtype, torch.float32)  # in which the factors are finite
-    scale = _on_device(factors, dtype, coefficients.device)
+    scale = _kept(tuple(factors), dtype, coefficients.device)
     return (coefficients * scale.reshape(-1, *[1] * (coefficients.ndim - 1))).to(coefficients.dtype)
+
+
+_tensors: dict[tuple[Any, ...], Tensor] = {}
+_MOST_TENSORS = 256
+
+
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The numbers as a tensor, kept for the next time: not to be changed."""
+    if not outlives_the_call():
+        return _on_device(values, dtype, device)
+    key = values, dtype, device
+    tensor = _tensors.get(key)
+    if tensor is None:
+        with torch.inference_mode(False):
+            tensor = _on_device(values, dtype, device)
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # else it is the graph's memory
+            if len(_tensors) == _MOST_TENSORS:
+                _tensors.clear()
+            _tensors[key] = tensor
+    return tensor
 
 
 def _on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

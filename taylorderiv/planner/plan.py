@@ -17,6 +17,15 @@ from taylorderiv.planner.polynomial import Polynomial, Vector
 _ROWS = 12
 
 
+def outlives_the_call() -> bool:
+    """Whether a tensor that is made now is one like others, to be kept: not what a compiler or a transform makes."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What a plan costs on a fully connected network, estimated.
@@ -90,11 +99,7 @@ class Plan:
         return self._kept("lines", dtype, device, lambda *kind: self.layout.lines(self._new_direction_tensor(*kind)))
 
     def _kept(self, name: str, dtype: torch.dtype, device: torch.device, build: Callable[..., Tensor]) -> Tensor:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._are_functorch_transforms_active()
-        ):  # not a tensor that outlives them
+        if not outlives_the_call():
             return build(dtype, device)
         key = name, dtype, device
         if key not in self._tensors:
