@@ -7,6 +7,7 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ co
 H200 = (132, 227 << 10)  # multiprocessors, and bytes of shared memory for a block
 FEW_BLOCKS = (2, 227 << 10)  # so that a block has several tiles
 LITTLE_MEMORY = (2, 99 << 10)
+TOO_LITTLE_FOR_PARTS = (2, 64 << 10)  # float32 numbers are then kept whole
 
 by_dtype = pytest.mark.parametrize("dtype", CHAIN_DTYPES, ids=str)
 by_float = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -76,6 +78,13 @@ def test_saved_layers_agree(chains: Chains, case: Case, dtype: torch.dtype) -> N
 def test_other_tilings_agree(chains: Chains, library: ctypes.CDLL, case: Case, device: tuple[int, int]) -> None:
     library.set_device(*device)
     chain_agrees(chains, case, torch.float32)
+
+
+@pytest.mark.parametrize("case", [*FIXED_SHAPES[:6], FIXED_SHAPES[7]], ids=str)
+def test_jets_that_are_not_in_parts_agree(chains: Chains, library: ctypes.CDLL, case: Case) -> None:
+    library.set_device(*TOO_LITTLE_FOR_PARTS)
+    for save in (False, True):
+        chain_agrees(chains, case, torch.float32, save=save)
 
 
 @by_float
@@ -250,6 +259,20 @@ def test_double_fragments(library: ctypes.CDLL) -> None:
         torch.testing.assert_close(d_parts[:, i], (d + a @ b)[place])
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices(library: ctypes.CDLL, transposed: bool) -> None:
+    rows = torch.arange(4 * 8 * 8, dtype=torch.int16).view(32, 8)
+    order = torch.randperm(32, dtype=torch.int32)
+    loaded, stored = torch.zeros(32, 4, 2, dtype=torch.int16), torch.zeros(4, 8, 8, dtype=torch.int16)
+    library.move_matrices(pointer(rows), pointer(order), transposed, pointer(loaded), pointer(stored))
+    matrices = rows[order.long()].view(4, 8, 8)
+    if transposed:
+        matrices = matrices.mT
+    for i in range(2):
+        assert torch.equal(loaded[:, :, i], matrices[:, GROUP, 2 * THREAD + i].T)
+    assert torch.equal(stored, matrices)
+
+
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("waiting", [False, True])
 def test_asynchronous_copies(library: ctypes.CDLL, waiting: bool, early: bool) -> None:
@@ -274,6 +297,8 @@ UNROLLED_OPS = re.findall(r"X\((\w+)\)", (build.CSRC / "cuda" / "chain_ops.h").r
 
 
 REPAIRED = ("JetRegisters", "WeightSums")
+KINDS = ("parts", *NUMBERS)  # that jets in registers are kept as
+MOST_PARTS = 6  # coefficients of jets that are kept in parts
 
 
 def listed(text: bytes) -> str:
@@ -293,42 +318,48 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, show: Calla
         for tf32 in {False, dtype == torch.float32}:
             chain_agrees(chains, few, dtype, tf32=tf32)
             chain_agrees(chains, many, dtype, tf32=tf32)
-            for orders in FIXED_LAYOUTS:
-                for op in ("tanh", "sin", "silu", "gelu"):
+            for device in (FEW_BLOCKS, TOO_LITTLE_FOR_PARTS)[: 2 if dtype == torch.float32 and not tf32 else 1]:
+                library.set_device(*device)
+                for orders, op in product(FIXED_LAYOUTS, ("tanh", "sin", "silu", "gelu")):
                     case = Case((2, 16, 3), (op, ""), fixed_layout(orders), 32)
                     chain_agrees(chains, case, dtype, tf32=tf32)
                     if dtype.itemsize > 2:
                         rest = {"layout": case.layout, "points": 32}
                         not_finite_agrees(chains, op, float("inf"), dtype, widths=(5, 6, 18, 5), **rest)
+            library.set_device(*FEW_BLOCKS)
     kernels = set(re.findall(r"(\w+<.*>)\(ChainTask", listed(library.launched()).replace("> >", ">>")))
     functions = listed(library.entered())
     products = set(re.findall(r"(linear|outer)\(.*\[with Arithmetic = (\S+); int tiles = (\d)", functions))
     activations = re.findall(r" P = (\w+)<(\w+)>; Number = (\w+); Orders = (\w+)", functions)
-    fixed = set(
-        re.findall(
-            r"redo_with_care\(.*\[with Op = (\w+); bool backward = (\w+); Layout = FixedLayout<(.*?)>; Number = (\w+);",
+    jets = r"(?:Split(?=Jets))?Jets<(\w+)"  # whole ones' number, or parts' size
+    fixed = {
+        (op, backward, layout, kind if kind in NUMBERS else "parts")
+        for op, backward, layout, kind in re.findall(
+            rf"redo_with_care\(.*\[with Op = (\w+); bool backward = (\w+); Layout = FixedLayout<(.*?)>; .*?J = {jets}",
             functions,
         )
-    )
+    }
     # Of a layer's results, and of the gradient of a weight.
-    repairs = [
-        set(re.findall(rf" repair\({of}<.*\[with Number = float; int size = (\d+)", functions)) for of in REPAIRED
-    ]
+    repaired = [re.findall(rf" repair\({of}<.*?J = (Jets<float, |SplitJets<)(\d+)", functions) for of in REPAIRED]
     lines = sorted(kernels)
     lines += [f"{name:8} {mma:24} {tiles} tiles" for name, mma, tiles in sorted(products)]
     for group, count in sorted(Counter((name, number, orders) for name, _, number, orders in activations).items()):
         lines.append(f"activation {' '.join(group):36} {count:3} ops")
-    for (backward, layout, number), count in sorted(Counter(f[1:] for f in fixed).items()):
+    for (backward, layout, kind), count in sorted(Counter(f[1:] for f in fixed).items()):
         name = "backward" if backward == "true" else "forward"
-        lines.append(f"in registers {name:8} {number:6} layout {layout:12} {count} ops")
+        lines.append(f"in registers {name:8} {kind:6} layout {layout:12} {count} ops")
     show("\n".join(lines))
+    size_of = {orders: fixed_layout(orders).size for orders in FIXED_LAYOUTS}
+    in_registers = [
+        (kind, o) for kind, o in product(KINDS, FIXED_LAYOUTS) if kind != "parts" or size_of[o] <= MOST_PARTS
+    ]
     assert kernels == {
         *(f"{name}<{number}>" for name in ("chain_forward", "chain_backward") for number in NUMBERS),
         *(
-            f"fixed_chain_{name}<{number}, FixedLayout<{orders}>>"
+            f"fixed_chain_{name}<{'float' if kind == 'parts' else kind}, FixedLayout<{orders}>, "
+            f"{'true' if kind == 'parts' else 'false'}>"
             for name in ("forward", "backward")
-            for number in NUMBERS
-            for orders in FIXED_LAYOUTS
+            for kind, orders in in_registers
         ),
         *(
             f"{name}<{'double' if storage == 'double' else 'float'}, {storage}>"
@@ -342,13 +373,16 @@ def test_all_functions_are_run(chains: Chains, library: ctypes.CDLL, show: Calla
         *(("linear", mma, "4") for mma in MMAS if "Tf32" in mma),  # the others take in twice as much in a step
     }
     assert fixed == {
-        (op, backward, orders, number)
+        (op, backward, orders, kind)
         for op in FIXED_OPS
         for backward in ("false", "true")
-        for orders in FIXED_LAYOUTS
-        for number in NUMBERS
+        for kind, orders in in_registers
     }
-    assert repairs == [{str(fixed_layout(orders).size) for orders in FIXED_LAYOUTS}] * 2
+    for of in repaired:
+        assert {int(size) for jet, size in of if jet == "SplitJets<"} == {
+            size_of[o] for k, o in in_registers if k == "parts"
+        }
+        assert {int(size) for jet, size in of if jet != "SplitJets<"} == set(size_of.values())
     for number in NUMBERS:
         for name in ("Forward", "Backward"):
             ops = {orders: set() for orders in ("LoopOrders", "PaddedOrders")}

@@ -7,8 +7,7 @@
 #include "chain_ops.h"
 #include "chain_task.h"
 #include "element.cuh"
-#include "jets.cuh"
-#include "matmul.cuh"
+#include "split_jets.cuh"
 
 TD_NAMESPACE_BEGIN
 
@@ -22,36 +21,61 @@ __device__ __forceinline__ void unpacked(int64_t at, int rows, int& row, int& co
   column = int(tile / tiles) * S::group + thread % 4 * S::numbers + at % S::numbers;
 }
 
-// Weights and biases as the other kernels want them: padded with zeros, in the order of fragments.
+// Weights and biases as the other kernels want them: padded with zeros, in the order of fragments. A block has one
+// layer.
 template <class Number, class S>
 __global__ void __launch_bounds__(256, 1) pack_chain(const __grid_constant__ ChainTask task, bool backward) {
-  const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+  const int i = blockIdx.x % task.layers;
+  const int64_t thread = int64_t(blockIdx.x / task.layers) * blockDim.x + threadIdx.x;
+  const int64_t threads = int64_t(gridDim.x / task.layers) * blockDim.x;
   Number* const packed = static_cast<Number*>(task.packed);
-  for (int i = 0; i < task.layers; ++i) {
-    const CudaChainLayer& layer = task.layer[i];
-    const ChainPlaces& places = task.places[i];
-    const S* const weight = static_cast<const S*>(layer.weight);
-    const int ins = task.packed_columns(layer.in), outs = task.packed_columns(layer.out);
-    for (int64_t at = thread; at < int64_t(ins) * outs; at += threads) {
+  const CudaChainLayer& layer = task.layer[i];
+  const ChainPlaces& places = task.places[i];
+  const S* const weight = static_cast<const S*>(layer.weight);
+  const int ins = places.ins, outs = places.outs;
+  const auto number = [&](int out, int in) {
+    return out < layer.out && in < layer.in ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
+  };
+  const auto for_each = [&](int rows, int columns, const auto& f) {
+    for (int64_t at = thread; at < int64_t(rows) * columns; at += threads) f(at);
+  };
+  if (task.is_thin_input(i)) {
+    for_each(layer.in, outs, [&](int64_t at) { packed[places.weight + at] = number(int(at % outs), int(at / outs)); });
+  } else if (task.is_thin_output(i)) {
+    for_each(layer.out, ins, [&](int64_t at) { packed[places.weight + at] = number(int(at / ins), int(at % ins)); });
+  } else if (task.tiling.split) {
+    for_each(ins, outs, [&](int64_t at) {
+      const int out = int(at / ins), in = int(at % ins);
+      const Parts parts(float(number(out, in)), 0.0f);
+#pragma unroll
+      for (int part = 0; part < Parts::count; ++part) {
+        const auto put = [&](int64_t first, int rows, int row, int k) {
+          const int64_t place = SplitOperand::place(rows / 8, row, k, part);
+          reinterpret_cast<uint16_t*>(packed + first)[place] = uint16_t(parts.of[part]);
+        };
+        put(places.weight, outs, out, in);
+        if (backward) put(places.transposed, ins, in, out);
+      }
+    });
+  } else {
+    for_each(ins, outs, [&](int64_t at) {
       int out, in;
       unpacked<Number>(at, outs, out, in);
-      const bool used = out < layer.out && in < layer.in;
-      packed[places.weight + at] = used ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
-      if (!backward) continue;
+      packed[places.weight + at] = number(out, in);
+      if (!backward) return;
       unpacked<Number>(at, ins, in, out);
-      const bool used_transposed = out < layer.out && in < layer.in;
-      packed[places.transposed + at] = used_transposed ? widened(weight[int64_t(out) * layer.in + in]) : Number(0);
-    }
-    if (layer.bias == nullptr) continue;
-    for (int64_t at = thread; at < outs; at += threads) {
-      packed[places.bias + at] = at < layer.out ? widened(static_cast<const S*>(layer.bias)[at]) : Number(0);
-    }
+      packed[places.transposed + at] = number(out, in);
+    });
+  }
+  if (layer.bias == nullptr) return;
+  for (int64_t at = thread; at < outs; at += threads) {
+    packed[places.bias + at] = at < layer.out ? widened(static_cast<const S*>(layer.bias)[at]) : Number(0);
   }
 }
 
 // The gradients of weights and biases: the sums of all blocks, always added in the same order. Each warp adds those of
-// every 8th block, neighbouring threads adjacent numbers; then a thread adds the warps' results.
-constexpr int reducing_warps = 8;
+// every 16th block, neighbouring threads adjacent numbers; then a thread adds the warps' results.
+constexpr int reducing_warps = 16;
 
 // Puts the n-th of a block's sums where it belongs.
 template <class Number, class S>
@@ -65,16 +89,20 @@ __device__ __forceinline__ void store_gradient(const ChainTask& task, int64_t n,
     return;
   }
   n -= task.places[i].weight_sums;
-  const int columns = task.packed_columns(layer.in), tiles = columns / 8;
+  const int columns = task.places[i].ins, tiles = columns / 8;
   int out, in;
   if (!task.fixed()) {
     weight_gradient_at<Number>(n, tiles, out, in);
-  } else if (is_thin(layer.in) || is_thin(layer.out)) {
+  } else if (task.is_thin_input(i) || task.is_thin_output(i)) {
     out = int(n / columns);
     in = int(n % columns);
   } else {
-    const int64_t tile = n / 128, all_tiles = task.packed_columns(layer.out) / 8;
-    product_of_columns_at<Number>(tile / all_tiles, tile % all_tiles, n % 4, n / 4 % 32, in, out);
+    const int64_t tile = n / 128, all_tiles = task.places[i].outs / 8;
+    if (task.tiling.split) {
+      product_of_columns_at<Number, true>(tile / all_tiles, tile % all_tiles, n % 4, n / 4 % 32, in, out);
+    } else {
+      product_of_columns_at<Number>(tile / all_tiles, tile % all_tiles, n % 4, n / 4 % 32, in, out);
+    }
   }
   if (layer.weight_gradient != nullptr && out < layer.out && in < layer.in) {
     narrow(sum, static_cast<S*>(layer.weight_gradient)[int64_t(out) * layer.in + in]);
@@ -156,10 +184,19 @@ ChainTask plan(const CudaChain& chain, bool backward, const CudaDevice& device) 
   }
   const int bytes = chain.arithmetic == ChainArithmetic::f64 ? sizeof(double) : sizeof(float);
   const int fixed = fixed_layout(chain);
+  int thin = 0;
+  for (const int columns : {chain.layer[0].in, chain.layer[chain.layers - 1].out}) {
+    if (ChainTiling::is_thin(columns)) thin += columns;
+  }
   // Fewer points are better off with a few on each multiprocessor.
   if (fixed >= 0 && chain.points >= 16 * int64_t(device.multiprocessors)) {
-    const auto tiling = ChainTiling::of_fixed(chain.coefficients, widest_activated, widest, bytes, backward, device);
-    if (tiling.points > 0) return {chain, tiling, fixed, backward};
+    // Both passes in parts, or none: what the forward pass computes mustn't depend on whether it saves its layers.
+    for (const bool split : {true, false}) {
+      if (split && chain.arithmetic != ChainArithmetic::f32) continue;
+      const auto tiling = ChainTiling::of_fixed(chain.coefficients, widest_activated, widest, thin, bytes, split,
+                                                split || backward, device);
+      if (tiling.points > 0) return {chain, tiling, fixed, backward};
+    }
   }
   return {chain, ChainTiling(chain.coefficients, widest, bytes, backward, chain.points, device), -1, backward};
 }
@@ -183,8 +220,9 @@ struct Start {
       task.loops[i] = !is_unrolled(chain.layer[i].op, chain.order);
       if (task.loops[i]) scratch_bytes = loop_scratch_bytes(chain.order);
     }
-    if (task.fixed() && !backward)
-      task.tiling.shared_bytes = task.tiling.buffer * int64_t(sizeof(Number));  // one is enough
+    if (task.fixed() && !backward) {
+      task.tiling.shared_bytes = (task.tiling.thin + task.tiling.buffer) * int64_t(sizeof(Number));  // one is enough
+    }
     const int shared_bytes = int(task.tiling.shared_bytes), threads = task.tiling.threads;
     int resident = 0;
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -203,8 +241,12 @@ struct Start {
     task.blocks = memory + packed_bytes;
     task.scratch = memory + packed_bytes + blocks_bytes;
 
-    const int packing = int(std::min<int64_t>((task.packed_numbers + 255) / 256, most_blocks));
-    launch(check, packing, 256, 0, &pack_chain<Number, S>, task, backward);
+    int64_t most_of_layer = 1;
+    for (int i = 0; i < chain.layers; ++i) {
+      most_of_layer = std::max(most_of_layer, int64_t(task.places[i].ins) * task.places[i].outs);
+    }
+    const int packing = int(std::min<int64_t>((most_of_layer + 255) / 256, most_blocks));  // for a layer
+    launch(check, packing * chain.layers, 256, 0, &pack_chain<Number, S>, task, backward);
     launch(check, blocks, threads, shared_bytes, kernel, task);
     if (backward) {
       const int reducing = int(std::min<int64_t>((task.sums + 31) / 32, 8 * properties.multiprocessors));
@@ -217,8 +259,9 @@ struct Start {
  private:
   template <bool backward>
   static ChainKernel kernel(const ChainTask& task) {
-    return task.fixed_layout < 0 ? chain_kernel<Number, backward>()
-                                 : fixed_chain_kernel<Number, backward>(task.fixed_layout);
+    if (!task.fixed()) return chain_kernel<Number, backward>();
+    return task.tiling.split ? split_chain_kernel<backward>(task.fixed_layout)
+                             : fixed_chain_kernel<Number, backward>(task.fixed_layout);
   }
 
   // Series of the op with most of them, in the widest number.

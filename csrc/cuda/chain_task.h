@@ -12,14 +12,12 @@ inline constexpr int part_columns = ChainTiling::widest;
 // Of a layer's columns, those that fragments cover.
 constexpr int covered(int columns) { return int(round_up(columns, ChainTiling::column_step)); }
 
-// Where jets stay in registers, the gradient of a weight with so few rows or columns needs no matrix unit.
-inline constexpr int most_thin_columns = 4;
-constexpr bool is_thin(int columns) { return columns <= most_thin_columns; }
-
 // Where a layer's numbers stand: its weight, packed as it is and transposed, and its bias among the packed numbers; the
-// sums for the gradients of its weight and its bias among those of a block.
+// sums for the gradients of its weight and its bias among those of a block. The columns that its packed weight, and the
+// sums of its gradient, have for its input and its output.
 struct ChainPlaces {
   int64_t weight, transposed, bias, weight_sums, bias_sums;
+  int ins, outs;
 };
 
 struct ChainTask : CudaChain {
@@ -31,7 +29,8 @@ struct ChainTask : CudaChain {
   int64_t sums;            // numbers of a block's sums
   int64_t block_numbers;   // these, and its images unless the forward pass saved them
   ChainPlaces places[capacity];
-  int fixed_layout;  // index of its layout, if that and the ops have code in fixed_chain.cuh, or -1
+  int fixed_layout;                     // index of its layout, if that and the ops have code in fixed_chain.cuh, or -1
+  int thin_input = 0, thin_output = 0;  // columns, if they are so few and the layout is fixed
   double direction_weights[FixedLayouts::most_directions()];  // of the fixed layout's directions
   bool loops[capacity];  // whether a layer's activation has no unrolled code: it then needs the scratch memory
   void *packed, *blocks, *scratch;  // global memory
@@ -44,9 +43,12 @@ struct ChainTask : CudaChain {
     images = layer[layers - 1].op < 0 ? layers - 1 : layers;
     for (int i = 0; i < layers; ++i) {
       const int64_t in = packed_columns(layer[i].in), out = packed_columns(layer[i].out);
+      places[i].ins = int(in);
+      places[i].outs = int(out);
+      const int64_t numbers = in * out * (tiling.split ? 3 : 2) / 2;
       places[i].weight = packed_numbers;
-      places[i].transposed = packed_numbers += in * out;
-      if (backward) packed_numbers += in * out;
+      places[i].transposed = packed_numbers += numbers;
+      if (backward) packed_numbers += numbers;
       places[i].bias = packed_numbers;
       packed_numbers += out;
       places[i].weight_sums = sums;
@@ -56,14 +58,21 @@ struct ChainTask : CudaChain {
     }
     block_numbers = sums + (saved == nullptr ? images * image : 0);
     if (fixed()) {
+      if (ChainTiling::is_thin(layer[0].in)) thin_input = layer[0].in;
+      if (ChainTiling::is_thin(layer[layers - 1].out)) thin_output = layer[layers - 1].out;
       for (int i = 0, r = 0; i < layout.runs(); ++i) {
         for (int left = layout.length(i); left > 0; --left) direction_weights[r++] = layout.weight(i);
       }
     }
   }
   TD_HD bool fixed() const { return fixed_layout >= 0; }
-  // Rows or columns of a packed weight, and of its gradient's sums.
-  TD_HD int packed_columns(int columns) const {
+  // Whether a layer's input or output has so few columns that its products, also those for gradients, need no matrix
+  // unit. Its packed weight has a row for each of these columns.
+  TD_HD bool is_thin_input(int i) const { return i == 0 && thin_input > 0; }
+  TD_HD bool is_thin_output(int i) const { return i == layers - 1 && thin_output > 0; }
+
+ private:
+  int packed_columns(int columns) const {
     return fixed() ? int(round_up(columns, ChainTiling::row_step)) : covered(columns);
   }
 };
@@ -75,5 +84,8 @@ template <class Number, bool backward>
 ChainKernel chain_kernel();
 template <class Number, bool backward>
 ChainKernel fixed_chain_kernel(int layout);
+// The same of jets in parts.
+template <bool backward>
+ChainKernel split_chain_kernel(int layout);
 
 }  // namespace taylorderiv

@@ -1,12 +1,14 @@
 // The fused chain for layouts that are known when it is compiled. A block has 16 points, and each of its warps some of
 // every layer's columns, in all coefficients: a thread holds all coefficients of its numbers in the sums of the matrix
-// product, and applies the activation to them there. Shared memory only passes them on to the other warps.
+// product, and applies the activation to them there. Shared memory only passes them on to the other warps; float32
+// numbers in parts, if there is room for them (split_jets.cuh). A layer's registers are set in every branch, or all in
+// one: else the compiler takes them to be in use all the time, and has too few.
 #pragma once
 
 #include "chain.cuh"  // first: it says that this is for CUDA
 
 #include "../fixed_layouts.h"
-#include "jets.cuh"
+#include "split_jets.cuh"
 
 TD_NAMESPACE_BEGIN
 
@@ -14,6 +16,17 @@ TD_NAMESPACE_BEGIN
 template <class Number, int size, int tiles>
 struct JetRegisters {
   Number of[size][tiles][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int c = 0; c < size; ++c) {
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) of[c][j][e] = Number(0);
+      }
+    }
+  }
 };
 
 template <class T>
@@ -57,28 +70,69 @@ __device__ __forceinline__ bool is_finite(Number x) {
   return x * Number(0) == Number(0);
 }
 
-// A tile's matrix product of jets and a packed weight, of which `depth` columns are in use.
+// Jets of so few columns that their products need no matrix unit.
 template <class Number, int size>
-struct JetProduct {
-  Jets<Number, size> from;
-  PackedOperand<Number> weight;
-  int depth;
+struct ThinJets {
+  static constexpr int points = ChainTiling::fixed_points;
+  int first;  // of its numbers in shared memory
 
-  // registers = the product's 8 * tiles columns from tile `first` on.
+  __device__ __forceinline__ Number* shared() const { return static_cast<Number*>(shared_memory()) + first; }
+  __device__ static int place(int point, int column, int c) { return (column * size + c) * points + point; }
+  __device__ __forceinline__ void set(int place, Number x) const { shared()[place] = x; }
+  __device__ __forceinline__ Number number(int point, int column, int c) const {
+    return shared()[place(point, column, c)];
+  }
+};
+
+// A tile's matrix product of jets and a weight, of which `depth` columns are in use: packed in fragments; or, if
+// `is_thin`, of thin jets and a row of weights for each of these columns.
+template <class J>
+struct JetProduct {
+  using Number = typename J::Number;
+  static constexpr int size = J::size;
+  J from;
+  ThinJets<Number, size> thin;
+  const Number* weight;
+  int columns;  // of the packed weight, or of a row
+  int depth;
+  bool is_thin;
+
+  // Adds the product's 8 * tiles columns from tile `first` on.
+  template <int tiles>
+  __device__ __forceinline__ void multiply_thin(JetRegisters<Number, size, tiles>& registers, int first) const {
+    using M = Mma<Number>;
+#pragma unroll 1
+    for (int q = 0; q < depth; ++q) {
+      Two<Number> w[tiles];
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) w[j] = thin_weight(q, first + j);
+#pragma unroll
+      for (int c = 0; c < size; ++c) {
+        const Number upper = thin.number(M::row(0), q, c), lower = thin.number(M::row(2), q, c);
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+          registers.of[c][j][0] += upper * w[j].first;
+          registers.of[c][j][1] += upper * w[j].second;
+          registers.of[c][j][2] += lower * w[j].first;
+          registers.of[c][j][3] += lower * w[j].second;
+        }
+      }
+    }
+  }
+  // Two columns' numbers, those that this thread has of a tile.
+  __device__ __forceinline__ Two<Number> thin_weight(int q, int tile) const {
+    return *reinterpret_cast<const Two<Number>*>(in_global_memory(weight) + q * columns + tile * 8 +
+                                                 Mma<Number>::column(0));
+  }
+
+  // The same by matrix units.
   template <class A, int tiles>
   __device__ __forceinline__ void multiply(JetRegisters<Number, size, tiles>& registers, int first) const {
     constexpr int step = eights_of_step<A>, groups_of_eight = 8 / Slot<Number>::group;
-#pragma unroll
-    for (int c = 0; c < size; ++c) {
-#pragma unroll
-      for (int j = 0; j < tiles; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) registers.of[c][j][e] = Number(0);
-      }
-    }
     const int eights = (depth + 8 * step - 1) / (8 * step) * step;
-    const Slot<Number>* at = weight.place(first * 8, 0);
-    const int group = weight.tiles * 32;  // slots from one to the next
+    const PackedOperand<Number> packed = this->packed();
+    const Slot<Number>* at = packed.place(first * 8, 0);
+    const int group = packed.tiles * 32;  // slots from one to the next
     Slot<Number> next[tiles][A::groups];
     const auto read = [&] {
 #pragma unroll
@@ -107,6 +161,54 @@ struct JetProduct {
     }
   }
 
+  // The same of jets in parts; `first` is even. meanwhile() is called while the first weights are on their way.
+  template <int tiles, class F>
+  __device__ __forceinline__ void multiply_parts(JetRegisters<Number, size, tiles>& registers, int first,
+                                                 const F& meanwhile) const {
+    // So many coefficients at once that four or six sums don't wait for each other.
+    constexpr int at_once = tiles > 2 ? 1 : size % 3 == 0 ? 3 : 2;
+    const SplitOperand packed = this->packed();
+    const auto* weights = packed.at(first);
+    const int words_of_step = packed.words_of_step();
+    const int steps = int(unsigned(depth + SplitOperand::step - 1) / SplitOperand::step);
+    uint32_t right[tiles][Parts::count][2];
+    const auto read = [&] {
+#pragma unroll
+      for (int j = 0; j < tiles; j += 2) SplitOperand::read(weights + j / 2 * Parts::count * 32, right + j);
+      weights += words_of_step;
+    };
+    read();
+    meanwhile();
+    const float* rows = from.rows_at(0, 0);
+#pragma unroll 1
+    for (int n = 0; n < steps; ++n) {
+      const auto add = [&](auto coefficients, int c) {
+        constexpr int count = decltype(coefficients)::value;
+        float (*sums[count])[4];
+#pragma unroll
+        for (int l = 0; l < count; ++l) sums[l] = registers.of[c + l];
+        add_products<false, count, tiles>(sums, [&](int l, int part, uint32_t (&words)[4]) {
+          load_matrices(words, rows + (c + l) * J::coefficient_words + part * J::part_words);
+        }, [&](int part, uint32_t (&words)[tiles][2]) {
+#pragma unroll
+          for (int j = 0; j < tiles; ++j) memcpy(words[j], right[j][part], sizeof(words[j]));
+        });
+      };
+#pragma unroll
+      for (int c = 0; c + at_once <= size; c += at_once) add(Const<at_once>{}, c);
+      if constexpr (size % at_once != 0) add(Const<size % at_once>{}, size / at_once * at_once);
+      if (n + 1 < steps) read();
+      rows += J::next_columns;
+    }
+  }
+  __device__ __forceinline__ typename J::Weight packed() const {
+    if constexpr (J::is_split) {
+      return {weight, columns / 8};
+    } else {
+      return {reinterpret_cast<const Slot<Number>*>(weight), columns / 8};
+    }
+  }
+
   template <class A>
   __device__ __forceinline__ typename A::Left left_operand(int eight, int c) const {
     Four<Number> f[eights_of_step<A>];
@@ -119,22 +221,27 @@ struct JetProduct {
   __device__ Number number(int point, int column, int c) const {
     Number sum(0);
 #pragma unroll 1
-    for (int k = 0; k < depth; ++k) sum += from.p[from.place(point, k, c)] * weight.number(column, k);
+    for (int k = 0; k < depth; ++k) {
+      sum += is_thin ? thin.number(point, k, c) * weight[k * columns + column]
+                     : from.number(point, k, c) * packed().number(column, k);
+    }
     return sum;
   }
 };
 
 // Those of the numbers that aren't finite once more, where the arithmetic splits numbers into sums.
-template <class Number, int size>
-__device__ __noinline__ void repair(JetRegisters<Number, size, 1>& registers, JetProduct<Number, size> product,
+template <class J, int tiles>
+__device__ __noinline__ void repair(JetRegisters<typename J::Number, J::size, tiles>& registers, JetProduct<J> product,
                                     int first) {
   TD_TRACE;
+  using Number = typename J::Number;
   using M = Mma<Number>;
 #pragma unroll 1
-  for (int n = 0; n < size * 4; ++n) {
-    Number& number = registers.of[n / 4][0][n % 4];
+  for (int n = 0; n < J::size * tiles * 4; ++n) {
+    const int c = n / (tiles * 4), j = n / 4 % tiles, e = n % 4;
+    Number& number = registers.of[c][j][e];
     if (is_finite(number)) continue;
-    number = product.number(M::row(n % 4), first * 8 + M::column(n % 4), n / 4);
+    number = product.number(M::row(e), (first + j) * 8 + M::column(e), c);
   }
 }
 
@@ -159,14 +266,15 @@ inline constexpr bool backward_pass<Backward<Op>> = true;
 // Functions of their own get copies of what they read, never a reference to a tile: nvcc 13.0 takes what follows a call
 // that knows where pointers to shared memory stand for unreachable.
 
-// Does jets again, by loops with arithmetic that copes with infinities: those of the set bits of `again`. In the
-// backward pass the product is h's gradient; the registers receive z's, and h receives h. In the forward pass, what is
-// kept of z is corrected, too, unless there is no image.
-template <class Op, bool backward, class Layout, class Number, int size, int tiles>
-__device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& registers, unsigned again,
-                                            JetProduct<Number, size> product, WarpColumns share, const Number* bias,
-                                            Number* image, Jets<Number, size, true> h, const PackedLayout& layout,
-                                            const CudaParams& params) {
+// Does jets again, by loops with arithmetic that copes with infinities: those of the set bits of `again`, of as many
+// tiles as the registers have, from tile j of the warp's on. In the forward pass the registers receive h, and what is
+// kept of z is corrected, unless there is no image. In the backward pass the product is h's gradient; the registers
+// receive z's, and `values` h.
+template <class Op, bool backward, class Layout, int all_tiles, class J, class Number, int size, int tiles>
+__device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& registers,
+                                            JetRegisters<Number, size, tiles>* values, unsigned again,
+                                            JetProduct<J> product, WarpColumns share, int j, const Number* bias,
+                                            Number* image, const PackedLayout& layout, const CudaParams& params) {
   TD_TRACE;
   using M = Mma<Number>;
   using T = typename Forward<Op>::template Scratch<Number>;
@@ -175,7 +283,7 @@ __device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& r
 #pragma unroll 1
   for (int n = 0; n < tiles * 4; ++n) {
     if ((again >> n) % 2 == 0) continue;
-    const int j = n / 4, e = n % 4, point = M::row(e), column = (share.first + j) * 8 + M::column(e);
+    const int tile = n / 4, e = n % 4, point = M::row(e), column = (share.first + j + tile) * 8 + M::column(e);
     if (point >= share.points || column >= share.columns) continue;  // will be zeros
 #pragma unroll 1
     for (int c = 0; c < size; ++c) {
@@ -185,7 +293,7 @@ __device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& r
     if (image != nullptr) {
 #pragma unroll 1
       for (int c = 0; c < size; ++c) {
-        Number& kept = image[((c * tiles + j) * 32 + lane()) * 4 + place_in_image<Number>(e)];
+        Number& kept = image[((c * all_tiles + j + tile) * 32 + lane()) * 4 + place_in_image<Number>(e)];
         backward ? z[c] = kept : kept = z[c];
       }
     }
@@ -196,16 +304,14 @@ __device__ __noinline__ void redo_with_care(JetRegisters<Number, size, tiles>& r
                          Pointers{{backward_pass<P> ? gradient : z, z, nullptr}, {result, nullptr}, 1, 0},
                          Strided<T>{memory, 1});
     };
+    careful_pass(Forward<Op>(params.values));
     if constexpr (backward) {
-      careful_pass(Forward<Op>(params.values));
 #pragma unroll 1
-      for (int c = 0; c < size; ++c) h.p[h.place(point, column, c)] = result[c];
+      for (int c = 0; c < size; ++c) values->of[c][tile][e] = result[c];
       careful_pass(Backward<Op>(params.values));
-    } else {
-      careful_pass(Forward<Op>(params.values));
     }
 #pragma unroll 1
-    for (int c = 0; c < size; ++c) registers.of[c][j][e] = result[c];
+    for (int c = 0; c < size; ++c) registers.of[c][tile][e] = result[c];
   }
 }
 
@@ -215,10 +321,7 @@ struct WeightSums {
   static constexpr int pairs = 2;
   Number of[row_tiles][2 * pairs][4];
 
-  template <class A, int size>
-  __device__ __forceinline__ void sum(const Jets<Number, size, true>& h, const Jets<Number, size>& gradient, int row,
-                                      int pair) {
-    constexpr int step = eights_of_step<A>;
+  __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
 #pragma unroll
@@ -227,6 +330,35 @@ struct WeightSums {
         for (int e = 0; e < 4; ++e) of[i][j][e] = Number(0);
       }
     }
+  }
+  // Of jets in parts.
+  template <int size>
+  __device__ __forceinline__ void sum_parts(const SplitJets<size>& h, const SplitJets<size>& gradient, int row,
+                                            int pair) {
+    using J = SplitJets<size>;
+    const float *const rows = h.left_columns_at(row, 0), *const columns = gradient.rows_at(pair, 0);
+    clear();
+#pragma unroll 1
+    for (int c = 0; c < size; ++c) {
+      float (*sums[row_tiles])[4];
+#pragma unroll
+      for (int i = 0; i < row_tiles; ++i) sums[i] = of[i];
+      const int coefficient = c * J::coefficient_words;
+      add_products<true, row_tiles, 2 * pairs>(sums, [&](int i, int part, uint32_t (&words)[4]) {
+        load_matrices_transposed(words, rows + i * J::next_columns + coefficient + part * J::part_words);
+      }, [&](int part, uint32_t (&words)[2 * pairs][2]) {
+#pragma unroll
+        for (int j = 0; j < pairs; ++j) {
+          J::right_of_columns(columns + j * J::next_columns + coefficient + part * J::part_words, words + 2 * j);
+        }
+      });
+    }
+  }
+  template <class A, int size>
+  __device__ __forceinline__ void sum(const Jets<Number, size, true>& h, const Jets<Number, size>& gradient, int row,
+                                      int pair) {
+    constexpr int step = eights_of_step<A>;
+    clear();
 #pragma unroll 1
     for (int c = 0; c < size; ++c) {
 #pragma unroll
@@ -265,10 +397,11 @@ struct WeightSums {
   }
 };
 
-template <class Number, int size, int row_tiles>
-__device__ __noinline__ void repair(WeightSums<Number, row_tiles>& sums, Jets<Number, size, true> h,
-                                    Jets<Number, size> gradient, int row, int pair) {
+template <class H, class J, int row_tiles>
+__device__ __noinline__ void repair(WeightSums<typename J::Number, row_tiles>& sums, H h, J gradient, int row,
+                                    int pair) {
   TD_TRACE;
+  using Number = typename J::Number;
   constexpr int tiles = 2 * WeightSums<Number, row_tiles>::pairs;
 #pragma unroll 1
   for (int n = 0; n < row_tiles * tiles * 4; ++n) {
@@ -276,25 +409,27 @@ __device__ __noinline__ void repair(WeightSums<Number, row_tiles>& sums, Jets<Nu
     Number& sum = sums.of[i][j][e];
     if (is_finite(sum)) continue;
     int r, column;
-    product_of_columns_at<Number>(row + i, 2 * pair + j, e, lane(), r, column);
+    product_of_columns_at<Number, J::is_split>(row + i, 2 * pair + j, e, lane(), r, column);
     sum = Number(0);
 #pragma unroll 1
-    for (int k = 0; k < size * ChainTiling::fixed_points; ++k) {
+    for (int k = 0; k < J::size * ChainTiling::fixed_points; ++k) {
       const int point = k % ChainTiling::fixed_points, c = k / ChainTiling::fixed_points;
-      sum += h.p[h.place(point, r, c)] * gradient.p[gradient.place(point, column, c)];
+      sum += h.number(point, r, c) * gradient.number(point, column, c);
     }
   }
 }
 
-// A tile of 16 points. All methods are for all threads of the block together.
-template <class Number, class Layout>
+// A tile of 16 points. All methods are for all threads of the block together. If `split`, jets are kept in parts.
+template <class Number, class Layout, bool split>
 class FixedTile {
   static constexpr int size = Layout::size, tiles = fixed_tiles(size, sizeof(Number)),
                        points = ChainTiling::fixed_points;
   using M = Mma<Number>;
-  using J = Jets<Number, size>;
-  using JForLeft = Jets<Number, size, true>;
-  using Product = JetProduct<Number, size>;
+  using J = std::conditional_t<split, SplitJets<size>, Jets<Number, size>>;
+  using JForLeft = std::conditional_t<split, SplitJets<size>, Jets<Number, size, true>>;
+  using Product = JetProduct<J>;
+  using Thin = ThinJets<Number, size>;
+  using OfTile = JetRegisters<Number, size, 1>;
 
  public:
   using Registers = JetRegisters<Number, size, tiles>;
@@ -303,71 +438,76 @@ class FixedTile {
 
   // The block's first tile, and from one to the next.
   __device__ explicit FixedTile(const ChainTask& task)
-      : h{static_cast<Number*>(shared_memory())},
-        gradient{h.p + task.tiling.buffer},
-        kept_h{h.p},
+      : h{int(task.tiling.thin)},
+        gradient{h.first + int(task.tiling.buffer)},
+        kept_h{h.first},
         task_(task),
+        block_(in_global_memory(static_cast<Number*>(task.blocks)) + blockIdx.x * task.block_numbers),
         tile_(blockIdx.x) {
+    images_ = task.saved == nullptr ? block_ + task.sums
+                                    : in_global_memory(static_cast<Number*>(task.saved)) + tile_ * images_of_tile();
+    images_ += warp() * (size * tiles * 128);
     // Whatever a product takes of columns that nothing was written to must be finite.
     const int words = int(task.tiling.shared_bytes / 16);
     for (int n = threadIdx.x; n < words; n += blockDim.x) static_cast<uint4*>(shared_memory())[n] = {0, 0, 0, 0};
     __syncthreads();
   }
   __device__ __forceinline__ bool exists() const { return tile_ < task_.tiles; }
-  __device__ __forceinline__ void advance() { tile_ += gridDim.x; }
+  __device__ __forceinline__ void advance() {
+    tile_ += gridDim.x;
+    if (task_.saved != nullptr) images_ += gridDim.x * images_of_tile();
+  }
+  __device__ __forceinline__ bool thin_input() const { return task_.thin_input > 0; }
+  __device__ __forceinline__ bool is_thin_input(int i) const { return task_.is_thin_input(i); }
+  __device__ __forceinline__ bool is_thin_output(int i) const { return task_.is_thin_output(i); }
 
-  // A tensor (C, points, width), and zeros where there is no such point, and in as many columns as products may take.
-  // Nobody may read the buffer.
-  template <class To>
-  __device__ __forceinline__ void copy_in(const void* tensor, int width, const To& to) const {
-    if (width % ChainTiling::column_step != 0) {
-      const int pieces = covered(width) / 8 * size * int(32 * sizeof(Four<Number>) / 16);
-      uint4* const piece = reinterpret_cast<uint4*>(to.p);
-      for (int i = threadIdx.x; i < pieces; i += blockDim.x) piece[i] = {0, 0, 0, 0};
-      __syncthreads();
+  // Starts to read the first layer's input and, in the backward pass, the gradient of the last one's output, if they
+  // are thin, for the block's tile that comes after so many. Nobody may read what is there.
+  __device__ __forceinline__ void start_to_read(int tiles_later, bool backward) const {
+    const int64_t tile = tile_ + tiles_later * int64_t(gridDim.x);
+    if (tile < task_.tiles) {
+      if (thin_input()) start_to_read_thin(task_.x, task_.thin_input, tile * points, x());
+      if (backward && task_.thin_output > 0) start_to_read_thin(task_.grad, task_.thin_output, tile * points, dy());
     }
-    with_storage<Number>(task_.arithmetic, [&](auto scalar) {
-      const auto* const from = in_global_memory(static_cast<const decltype(scalar)*>(tensor));
-      constexpr int at_once = 2;
-      const int of_coefficient = points * width, numbers = size * of_coefficient, used = used_points() * width;
-      for (int first = threadIdx.x; first < numbers; first += at_once * blockDim.x) {
-        Number number[at_once];
-        int place[at_once];
-#pragma unroll
-        for (int n = 0; n < at_once; ++n) {
-          const int i = first + n * blockDim.x, c = i / of_coefficient, rest = i - c * of_coefficient;
-          const int point = rest / width;
-          place[n] = To::place(point, rest - point * width, c);
-          const bool there = i < numbers && rest < used;
-          number[n] = there ? widened(from[(c * task_.points + begin()) * width + rest]) : Number(0);
-        }
-#pragma unroll
-        for (int n = 0; n < at_once; ++n) {
-          if (first + n * int(blockDim.x) < numbers) to.p[place[n]] = number[n];
-        }
-      }
-    });
+    close_group_of_copies();
+  }
+  // Waits until all threads have what they started to read; reads the others. Nobody may read the buffers.
+  template <class To>
+  __device__ __forceinline__ void read_input(const To& to) const {
+    if (!thin_input()) read(task_.x, task_.layer[0].in, to);
+  }
+  __device__ __forceinline__ void read_output_gradient() const {
+    const int last = task_.layers - 1;
+    if (!is_thin_output(last)) read(task_.grad, task_.layer[last].out, gradient);
+  }
+  __device__ __forceinline__ void wait_for_all() const {
+    wait_for_copies<0>();
+    __syncthreads();
   }
 
-  // From h to the next layer's h, unless that isn't wanted, and z to the image if `keeping`. Ends with a barrier.
+  // From h to the next layer's h, unless that isn't wanted, and z to the image if `keeping`. If the next layer's output
+  // is thin, to that. Ends with a barrier.
   __device__ __forceinline__ void layer(int i, bool keeping, bool activating = true) const {
-    const CudaChainLayer& layer = task_.layer[i];
-    const WarpColumns share = share_of(i);
-    Registers registers;
+    const bool output = is_thin_output(i + 1), reads_h = !is_thin_input(i);
+    // Barriers in both branches, so that no register seems to be in use all the time because it is in one of them.
     if (takes_part(i)) {
-      const Product product{h, packed(task_.places[i].weight, layer.out), layer.in};
-      multiply(product, registers, share.first);
-      const Number* const bias = layer.bias == nullptr ? nullptr : numbers() + task_.places[i].bias;
+      const CudaChainLayer& layer = task_.layer[i];
+      const WarpColumns share = share_of(i);
+      Registers registers;
+      registers.clear();
+      const Product product = forward_product(i);
+      const Number* const bias = bias_of(i);
       if (bias != nullptr) {
         const Number* const of_thread = in_global_memory(bias) + share.first * 8 + M::column(0);
 #pragma unroll
         for (int j = 0; j < tiles; ++j) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) registers.of[0][j][e] += of_thread[j * 8 + e % 2];
+          for (int e = 0; e < 4; ++e) registers.of[0][j][e] = of_thread[j * 8 + e % 2];
         }
       }
+      multiply(product, registers, share.first, [] {});
       if (keeping) {
-        Number* const to = in_global_memory(image(i));
+        Number* const to = image(i);
 #pragma unroll
         for (int j = 0; j < tiles; ++j) {
 #pragma unroll
@@ -384,34 +524,43 @@ class FixedTile {
     break;
       switch (layer.op) { TD_FIXED_OPS(TD_CASE) }
 #undef TD_CASE
+      if (!activating) return;
+      mask(registers, share, false);
+      if (output || reads_h) __syncthreads();
+      output ? sum_columns(registers, thin_product(i + 1, h, x())) : store(registers, i, h);
+    } else {
+      if (!activating) return;
+      if (output || reads_h) __syncthreads();
     }
-    if (!activating) return;
     __syncthreads();
-    if (takes_part(i)) store(registers, share, false, h);
+    if (output) write_sums(i, task_.thin_output, bias_of(i + 1), task_.y);
+  }
+
+  // y = h weight^T + bias of the last layer, which has no activation, unless that is done. Ends with a barrier.
+  __device__ __forceinline__ void last_layer() const {
+    const int last = task_.layers - 1;
+    if (!is_thin_output(last)) copy_out(forward_product(last), bias_of(last), task_.layer[last].out, task_.y);
     __syncthreads();
   }
 
-  // From the gradient of layer i + 1's z to h of layer i, in its buffer, and the gradient of its z.
+  // From the gradient of layer i + 1's z to that of its own, and to h in its buffer, unless the next layer's output is
+  // thin. Adds to the sums for the gradients of its bias, of its weight, if its input is thin, and of the next layer's,
+  // if that's output is.
   __device__ __forceinline__ void layer_backward(int i, Registers& registers) const {
     const CudaChainLayer& layer = task_.layer[i];
     const WarpColumns share = share_of(i);
+    registers.clear();
     if (!takes_part(i)) return;
-    const Product product{gradient, packed(task_.places[i + 1].transposed, layer.out), task_.layer[i + 1].out};
-    // What was kept of z is on its way during the product, to where the thread will put h.
-    const Number* const kept = in_global_memory(image(i));
+    const Product product = backward_product(i);
+    multiply(product, registers, share.first, [&] {
+      // What was kept of z is on its way during the product, to where the thread will put h.
+      const Number* const kept = image(i);
 #pragma unroll
-    for (int j = 0; j < tiles; ++j) {
-#pragma unroll
-      for (int c = 0; c < size; ++c) {
-        const Number* const at = kept + ((c * tiles + j) * 32 + lane()) * 4;
-#pragma unroll
-        for (int n = 0; n < int(sizeof(Number) / sizeof(float)); ++n) {
-          copy_16_bytes_async(kept_h.piece(share.first + j, c, n), at + 2 * n);
-        }
+      for (int j = 0; j < tiles; ++j) {
+        kept_h.template start_to_load<tiles * 128>(share.first + j, kept + (j * 32 + lane()) * 4);
       }
-    }
-    close_group_of_copies();
-    multiply(product, registers, share.first);
+      close_group_of_copies();
+    });
     wait_for_copies<0>();
 #define TD_CASE(Op)                                                               \
   case Place::Op:                                                                 \
@@ -419,51 +568,104 @@ class FixedTile {
     break;
     switch (layer.op) { TD_FIXED_OPS(TD_CASE) }
 #undef TD_CASE
-  }
-  __device__ __forceinline__ void store_gradient(int i, Registers& registers) const {
-    if (takes_part(i)) store(registers, share_of(i), true, gradient);
+    mask(registers, share, true);
+    if (layer.bias_gradient != nullptr) {
+      Number sums[tiles][2];
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) sums[j][n] = registers.of[0][j][n] + registers.of[0][j][2 + n];
+      }
+      add_over_points(sums, share.first, layer.out, block_ + task_.places[i].bias_sums, 1);
+    }
+    if (is_thin_input(i) && layer.weight_gradient != nullptr) {
+      thin_gradient(x(), task_.thin_input, registers, share.first, layer.out, block_ + task_.places[i].weight_sums, 1,
+                    task_.places[i].ins);
+    }
   }
 
-  // Adds to the block's sums for the gradients of layer i, from that of z and h.
-  __device__ __forceinline__ void parameter_gradients(int i) const {
+  // What layer i left, to a buffer.
+  template <class To>
+  __device__ __forceinline__ void store(Registers& registers, int i, const To& to) const {
+    if (!takes_part(i)) return;
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+      to.store(warp() * tiles + j, [&](int c) -> const Number(&)[4] { return registers.of[c][j]; });
+    }
+  }
+
+  // Adds to the block's sums for the gradient of layer i's weight, from that of z and h.
+  __device__ __forceinline__ void weight_gradient(int i) const {
+    constexpr int row_tiles = sizeof(Number) == sizeof(float) ? 2 : 1;
     const CudaChainLayer& layer = task_.layer[i];
-    const ChainPlaces& places = task_.places[i];
-    Number* const sums = in_global_memory(block());
-    if (layer.weight_gradient != nullptr) {
-      if (is_thin(layer.out)) {
-        thin_gradient(kept_h, layer.in, gradient, layer.out, sums + places.weight_sums, task_.packed_columns(layer.in),
-                      1);
-      } else if (is_thin(layer.in)) {
-        thin_gradient(gradient, layer.out, kept_h, layer.in, sums + places.weight_sums, 1,
-                      task_.packed_columns(layer.in));
+    if (layer.weight_gradient == nullptr) return;
+    Number* const to = block_ + task_.places[i].weight_sums;
+    const int rows = (layer.in + 16 * row_tiles - 1) / (16 * row_tiles), jobs = rows * ((layer.out + 31) / 32);
+    const int ins = task_.places[i].ins, all_tiles = task_.places[i].outs / 8;
+    for (int job = warp(); job < jobs; job += blockDim.x / 32) {
+      const int row = job % rows * row_tiles, pair = job / rows * 2;
+      WeightSums<Number, row_tiles> sums;
+      const auto repair_sums = [&] {
+        if (sums.is_finite()) return;
+        auto copy = sums;
+        repair(copy, kept_h, gradient, row, pair);
+        sums = copy;
+      };
+      if constexpr (split) {
+        sums.sum_parts(kept_h, gradient, row, pair);
+        repair_sums();
       } else {
-        weight_gradient<sizeof(Number) == sizeof(float) ? 2 : 1>(layer, sums + places.weight_sums);
+        with_arithmetic<Number>(task_.arithmetic, [&](auto arithmetic) {
+          using A = decltype(arithmetic);
+          sums.template sum<A>(kept_h, gradient, row, pair);
+          if constexpr (A::splits) repair_sums();
+        });
+      }
+#pragma unroll
+      for (int i = 0; i < row_tiles; ++i) {
+        if ((row + i) * 16 >= ins) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          Number* const place = to + ((int64_t(row + i) * all_tiles + 2 * pair + j) * 32 + lane()) * 4;
+          Four<Number> f;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) f.v[e] = sums.of[i][j][e];
+          if (tile_ == blockIdx.x) {
+            write_four(place, place + 2, f);
+          } else {
+            add_in_memory(place, f.v);
+          }
+        }
       }
     }
+  }
+
+  // The same of the last layer's bias.
+  __device__ __forceinline__ void bias_gradient_of_output() const {
+    const int last = task_.layers - 1;
+    const CudaChainLayer& layer = task_.layer[last];
     if (layer.bias_gradient == nullptr) return;
     for (int column = threadIdx.x; column < layer.out; column += blockDim.x) {
       Number sum(0);
 #pragma unroll
-      for (int p = 0; p < points; ++p) sum += gradient.p[J::place(p, column, 0)];
-      add(sums + places.bias_sums + column, sum);
+      for (int p = 0; p < points; ++p) {
+        sum += is_thin_output(last) ? dy().number(p, column, 0) : gradient.number(p, column, 0);
+      }
+      add(block_ + task_.places[last].bias_sums + column, sum);
     }
   }
 
-  // y = h weight^T + bias of the last layer, which has no activation, and the gradient of the first layer's input.
-  __device__ __forceinline__ void last_layer() const {
-    const int i = task_.layers - 1;
-    const CudaChainLayer& layer = task_.layer[i];
-    const Product product{h, packed(task_.places[i].weight, layer.out), layer.in};
-    const Number* const bias = layer.bias == nullptr ? nullptr : numbers() + task_.places[i].bias;
-    if (is_thin(layer.out)) {
-      thin_product(product, bias, layer.out, task_.y);
-    } else {
-      copy_out(product, bias, layer.out, task_.y);
-    }
-  }
+  // The gradient of the first layer's input, from that of its z; if the input is thin, as layer_backward() left it.
   __device__ __forceinline__ void input_gradient() const {
     const CudaChainLayer& layer = task_.layer[0];
-    copy_out({gradient, packed(task_.places[0].transposed, layer.in), layer.out}, nullptr, layer.in, task_.dx);
+    copy_out(product(gradient, task_.places[0].transposed, task_.places[0].ins, layer.out), nullptr, layer.in,
+             task_.dx);
+  }
+  __device__ __forceinline__ void input_gradient(const Registers& registers) const {
+    __syncthreads();
+    if (takes_part(0)) sum_columns(registers, thin_product(0, h, x()));
+    __syncthreads();
+    write_sums(0, task_.thin_input, nullptr, task_.dx);
   }
 
  private:
@@ -473,26 +675,109 @@ class FixedTile {
     const int64_t left = task_.points - begin();
     return left < points ? int(left) : points;
   }
-  __device__ const Number* numbers() const { return static_cast<const Number*>(task_.packed); }
-  __device__ Number* block() const { return static_cast<Number*>(task_.blocks) + blockIdx.x * task_.block_numbers; }
-  __device__ PackedOperand<Number> packed(int64_t at, int rows) const {
-    return {reinterpret_cast<const Slot<Number>*>(numbers() + at), task_.packed_columns(rows) / 8};
-  }
+  __device__ int64_t images_of_tile() const { return task_.images * task_.image; }
   // This warp's part of what is kept of layer i.
-  __device__ Number* image(int i) const {
-    Number* const first = task_.saved == nullptr
-                              ? block() + task_.sums
-                              : static_cast<Number*>(task_.saved) + tile_ * task_.images * task_.image;
-    return first + i * task_.image + warp() * (size * tiles * 128);
-  }
+  __device__ Number* image(int i) const { return images_ + i * task_.image; }
   __device__ WarpColumns share_of(int i) const { return {warp() * tiles, task_.layer[i].out, used_points()}; }
   __device__ bool takes_part(int i) const { return warp() * tiles * 8 < covered(task_.layer[i].out); }
 
-  template <int some_tiles>
+  // Where the input and the gradient of the output are if they are thin.
+  __device__ __forceinline__ Thin x() const { return {0}; }
+  __device__ __forceinline__ Thin dy() const { return {task_.thin_input * (size * points)}; }
+
+  __device__ const Number* packed(int64_t at) const { return static_cast<const Number*>(task_.packed) + at; }
+  __device__ __forceinline__ const Number* bias_of(int i) const {
+    return task_.layer[i].bias == nullptr ? nullptr : packed(task_.places[i].bias);
+  }
+  // Of `columns` packed columns.
+  __device__ __forceinline__ Product product(const J& from, int64_t weight, int columns, int depth) const {
+    return {from, x(), packed(weight), columns, depth, false};
+  }
+  // That of a layer with thin input or output: its weight has a row for each of these columns.
+  __device__ __forceinline__ Product thin_product(int i, const J& instead_of, const Thin& from) const {
+    const CudaChainLayer& layer = task_.layer[i];
+    const bool input = is_thin_input(i);
+    return {instead_of,
+            from,
+            packed(task_.places[i].weight),
+            input ? task_.places[i].outs : task_.places[i].ins,
+            input ? layer.in : layer.out,
+            true};
+  }
+  __device__ __forceinline__ Product forward_product(int i) const {
+    const CudaChainLayer& layer = task_.layer[i];
+    return is_thin_input(i) ? thin_product(i, h, x())
+                            : product(h, task_.places[i].weight, task_.places[i].outs, layer.in);
+  }
+  // The gradient of layer i's h.
+  __device__ __forceinline__ Product backward_product(int i) const {
+    const CudaChainLayer& next = task_.layer[i + 1];
+    return is_thin_output(i + 1) ? thin_product(i + 1, gradient, dy())
+                                 : product(gradient, task_.places[i + 1].transposed, task_.places[i + 1].ins, next.out);
+  }
+
+  // Calls meanwhile() early.
+  template <int some_tiles, class F>
   __device__ __forceinline__ void multiply(const Product& product, JetRegisters<Number, size, some_tiles>& registers,
-                                           int first) const {
-    with_arithmetic<Number>(
-        task_.arithmetic, [&](auto arithmetic) { product.template multiply<decltype(arithmetic)>(registers, first); });
+                                           int first, const F& meanwhile) const {
+    if (product.is_thin) {
+      meanwhile();
+      product.multiply_thin(registers, first);
+    } else if constexpr (split) {
+      product.multiply_parts(registers, first, meanwhile);
+    } else {
+      meanwhile();
+      with_arithmetic<Number>(task_.arithmetic, [&](auto arithmetic) {
+        product.template multiply<decltype(arithmetic)>(registers, first);
+      });
+    }
+  }
+
+  // A tensor (C, points, width), and zeros where there is no such point, and in as many columns as products may take.
+  template <class To>
+  __device__ __forceinline__ void read(const void* tensor, int width, const To& to) const {
+    if (width % ChainTiling::column_step != 0) {
+      const int pieces = To::bytes(covered(width)) / 16;
+      uint4* const piece = reinterpret_cast<uint4*>(to.shared());
+      for (int i = threadIdx.x; i < pieces; i += blockDim.x) piece[i] = {0, 0, 0, 0};
+      __syncthreads();
+    }
+    with_storage<Number>(task_.arithmetic, [&](auto scalar) {
+      const auto* const from = in_global_memory(static_cast<const decltype(scalar)*>(tensor));
+      const int used = used_points();
+      for (int row = warp(); row < size * points; row += blockDim.x / 32) {
+        const int c = row / points, point = row % points;
+        const auto* const of_row = from + (c * task_.points + begin() + point) * width;
+#pragma unroll 2
+        for (int column = lane(); column < width; column += 32) {
+          to.set(To::place(point, column, c), point < used ? widened(of_row[column]) : Number(0));
+        }
+      }
+    });
+  }
+  __device__ __forceinline__ void start_to_read_thin(const void* tensor, int width, int64_t begin,
+                                                     const Thin& to) const {
+    with_storage<Number>(task_.arithmetic, [&](auto scalar) {
+      using Scalar = decltype(scalar);
+      const auto* const from = in_global_memory(static_cast<const Scalar*>(tensor));
+      for (int row = threadIdx.x; row < size * points; row += blockDim.x) {
+        const int c = row / points, point = row % points;
+        const bool exists = begin + point < task_.points;
+        const auto* const of_row = from + (c * task_.points + begin + point) * width;
+        for (int column = 0; column < width; ++column) {
+          const int place = Thin::place(point, column, c);
+          if constexpr (std::is_same_v<Scalar, Number>) {
+            if (exists) {
+              copy_async<sizeof(Number)>(to.shared() + place, of_row + column);
+            } else {
+              to.set(place, Number(0));
+            }
+          } else {
+            to.set(place, exists ? widened(of_row[column]) : Number(0));
+          }
+        }
+      }
+    });
   }
 
   template <class Op>
@@ -532,8 +817,8 @@ class FixedTile {
     }
     if (again != 0) {
       Registers copy = registers;  // in memory, which is indexed there
-      redo_with_care<Op, false, Layout>(copy, again, product, share, bias, kept, kept_h, task_.layout,
-                                        task_.layer[i].params);
+      redo_with_care<Op, false, Layout, tiles>(copy, static_cast<Registers*>(nullptr), again, product, share, 0, bias,
+                                               kept, task_.layout, task_.layer[i].params);
       registers = copy;
     }
   }
@@ -542,13 +827,15 @@ class FixedTile {
   __device__ __forceinline__ void activate_backward(Registers& registers, const Product& product,
                                                     const WarpColumns& share, const Op& op, int i) const {
     const Layout layout(task_.direction_weights, task_.layout.top_share());
-    unsigned again = 0;
+    const bool thin = is_thin_output(i + 1);
 #pragma unroll
     for (int j = 0; j < tiles; ++j) {
-      Number forward[size][4];
+      OfTile values;
       Four<Number> z[size];
 #pragma unroll
       for (int c = 0; c < size; ++c) z[c] = kept_h.load(share.first + j, c);
+      if constexpr (split) __syncwarp();  // others' h may stand where this was
+      unsigned again = 0;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         Number jet[size], incoming[size], result[size], value[size];
@@ -557,25 +844,40 @@ class FixedTile {
           jet[c] = z[c].v[e];
           incoming[c] = registers.of[c][j][e];
         }
-        again |= unsigned(activate_jet_backward(op, layout, jet, incoming, result, value)) << (j * 4 + e);
+        again |= unsigned(activate_jet_backward(op, layout, jet, incoming, result, value)) << e;
 #pragma unroll
         for (int c = 0; c < size; ++c) {
           registers.of[c][j][e] = result[c];
-          forward[c][e] = value[c];
+          values.of[c][0][e] = value[c];
         }
       }
-      const bool ragged = (share.first + j + 1) * 8 > share.columns || share.points < points;
+      if (again != 0) {
+        OfTile copy, copy_of_values = values;
 #pragma unroll
-      for (int c = 0; c < size; ++c) {
-        if (ragged) mask(forward[c], share, j, true);
-        kept_h.store(share.first + j, c, forward[c]);
+        for (int c = 0; c < size; ++c) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) copy.of[c][0][e] = registers.of[c][j][e];
+        }
+        redo_with_care<Op, true, Layout, tiles>(copy, &copy_of_values, again, product, share, j,
+                                                static_cast<const Number*>(nullptr), image(i), task_.layout,
+                                                task_.layer[i].params);
+        values = copy_of_values;
+#pragma unroll
+        for (int c = 0; c < size; ++c) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) registers.of[c][j][e] = copy.of[c][0][e];
+        }
       }
-    }
-    if (again != 0) {
-      Registers copy = registers;
-      redo_with_care<Op, true, Layout>(copy, again, product, share, static_cast<const Number*>(nullptr), image(i),
-                                       kept_h, task_.layout, task_.layer[i].params);
-      registers = copy;
+      if ((share.first + j + 1) * 8 > share.columns || share.points < points) {
+#pragma unroll
+        for (int c = 0; c < size; ++c) mask(values.of[c][0], share, j, true);
+      }
+      if (!thin) {
+        kept_h.store(share.first + j, [&](int c) -> const Number(&)[4] { return values.of[c][0]; });
+      } else if (task_.layer[i + 1].weight_gradient != nullptr) {
+        thin_gradient(dy(), task_.thin_output, values, share.first + j, share.columns,
+                      block_ + task_.places[i + 1].weight_sums, task_.places[i + 1].ins, 1);
+      }
     }
   }
 
@@ -587,35 +889,30 @@ class FixedTile {
       d[e] = used && (!mask_points || M::row(e) < share.points) ? d[e] : Number(0);
     }
   }
-  __device__ __forceinline__ static void store(Registers& registers, const WarpColumns& share, bool mask_points,
-                                               const J& to) {
-    if ((share.first + tiles) * 8 > share.columns || (mask_points && share.points < points)) {
-#pragma unroll
-      for (int j = 0; j < tiles; ++j) {
-#pragma unroll
-        for (int c = 0; c < size; ++c) mask(registers.of[c][j], share, j, mask_points);
-      }
-    }
+  __device__ __forceinline__ static void mask(Registers& registers, const WarpColumns& share, bool mask_points) {
+    if ((share.first + tiles) * 8 <= share.columns && (!mask_points || share.points == points)) return;
 #pragma unroll
     for (int j = 0; j < tiles; ++j) {
 #pragma unroll
-      for (int c = 0; c < size; ++c) to.store(share.first + j, c, registers.of[c][j]);
+      for (int c = 0; c < size; ++c) mask(registers.of[c][j], share, j, mask_points);
     }
   }
 
   // A product to a tensor (C, points, columns).
   __device__ __forceinline__ void copy_out(const Product& product, const Number* bias, int columns,
                                            void* tensor) const {
+    constexpr int at_once = split ? 2 : 1;  // tiles
     const int used = used_points();
-    for (int first = warp(); first * 8 < columns; first += blockDim.x / 32) {
-      JetRegisters<Number, size, 1> registers;
-      multiply(product, registers, first);
+    for (int first = warp() * at_once; first * 8 < columns; first += blockDim.x / 32 * at_once) {
+      JetRegisters<Number, size, at_once> registers;
+      registers.clear();
+      multiply(product, registers, first, [] {});
       if constexpr (std::is_same_v<Number, float>) {
         Number not_finite(0);
 #pragma unroll
         for (int c = 0; c < size; ++c) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) not_finite += registers.of[c][0][e] * Number(0);
+          for (int n = 0; n < 4 * at_once; ++n) not_finite += registers.of[c][n / 4][n % 4] * Number(0);
         }
         if (!(not_finite == Number(0)) && task_.arithmetic == ChainArithmetic::f32) {
           auto copy = registers;
@@ -626,60 +923,51 @@ class FixedTile {
       with_storage<Number>(task_.arithmetic, [&](auto scalar) {
         auto* const to = in_global_memory(static_cast<decltype(scalar)*>(tensor));
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int point = M::row(e), column = first * 8 + M::column(e);
+        for (int n = 0; n < 4 * at_once; ++n) {
+          const int j = n / 4, e = n % 4, point = M::row(e), column = (first + j) * 8 + M::column(e);
           if (point >= used || column >= columns) continue;
-          if (bias != nullptr) registers.of[0][0][e] += in_global_memory(bias)[column];
+          if (bias != nullptr) registers.of[0][j][e] += in_global_memory(bias)[column];
 #pragma unroll
           for (int c = 0; c < size; ++c) {
-            narrow(registers.of[c][0][e], to[(c * task_.points + begin() + point) * columns + column]);
+            narrow(registers.of[c][j][e], to[(c * task_.points + begin() + point) * columns + column]);
           }
         }
       });
     }
   }
 
-  // The same for few columns, without matrix units: each warp sums over some of the columns of h.
-  __device__ __forceinline__ void thin_product(const Product& product, const Number* bias, int columns,
-                                               void* tensor) const {
-    const int row = lane() / 4, t = lane() % 4, warps = blockDim.x / 32;
-    Number kept[size][2];  // of column t
+  // The same for thin columns, of what a layer left in registers: each warp puts sums over its columns where h was,
+  // then all threads bring them together.
+  __device__ __forceinline__ void sum_columns(const Registers& registers, const Product& weight) const {
+    const int row = lane() / 4, t = lane() % 4, columns = weight.depth;
 #pragma unroll 1
     for (int q = 0; q < columns; ++q) {
-      Number sum[size][2];
+      Number sum[size][2] = {};
 #pragma unroll
-      for (int c = 0; c < size; ++c) sum[c][0] = sum[c][1] = Number(0);
-#pragma unroll 1
-      for (int eight = warp(); eight * 8 < product.depth; eight += warps) {
-        const Number first = product.weight.number(q, eight * 8 + J::column_of_rows(0, t));
-        const Number second = product.weight.number(q, eight * 8 + J::column_of_rows(1, t));
+      for (int j = 0; j < tiles; ++j) {
+        const Two<Number> w = weight.thin_weight(q, warp() * tiles + j);
 #pragma unroll
         for (int c = 0; c < size; ++c) {
-          const Four<Number> f = h.rows(eight, c);
-          sum[c][0] += f.v[0] * first + f.v[2] * second;
-          sum[c][1] += f.v[1] * first + f.v[3] * second;
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+            sum[c][n] += registers.of[c][j][2 * n] * w.first + registers.of[c][j][2 * n + 1] * w.second;
+          }
         }
       }
+      // Of the four threads with a point's columns, one half goes on with the upper rows, one with the lower ones.
+      Number* const to = h.shared() + (warp() * columns + q) * size * points + row + t % 2 * 8;
 #pragma unroll
       for (int c = 0; c < size; ++c) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          sum[c][n] += shuffled(sum[c][n], 1);
-          sum[c][n] += shuffled(sum[c][n], 2);
-          if (t == q) kept[c][n] = sum[c][n];
-        }
+        const bool lower = t % 2 != 0;
+        Number total = (lower ? sum[c][1] : sum[c][0]) + shuffled(lower ? sum[c][0] : sum[c][1], 1);
+        total += shuffled(total, 2);
+        if (t < 2) to[c * points] = total;
       }
     }
-    __syncthreads();
-    Number* const sums = h.p;  // of warp, column, coefficient and point
-    if (t < columns) {
-#pragma unroll
-      for (int c = 0; c < size; ++c) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) sums[((warp() * columns + t) * size + c) * points + row + 8 * n] = kept[c][n];
-      }
-    }
-    __syncthreads();
+  }
+  __device__ __forceinline__ void write_sums(int of_layer, int columns, const Number* bias, void* tensor) const {
+    const Number* const sums = h.shared();  // of warp, column, coefficient and point
+    const int warps = (covered(task_.layer[of_layer].out) / 8 + tiles - 1) / tiles;
     with_storage<Number>(task_.arithmetic, [&](auto scalar) {
       auto* const to = in_global_memory(static_cast<decltype(scalar)*>(tensor));
       const int used = used_points();
@@ -701,137 +989,138 @@ class FixedTile {
       add_in_memory(to, sum);
     }
   }
-
-  template <int row_tiles>
-  __device__ __forceinline__ void weight_gradient(const CudaChainLayer& layer, Number* to) const {
-    const int rows = (layer.in + 16 * row_tiles - 1) / (16 * row_tiles), jobs = rows * ((layer.out + 31) / 32);
-    const int all_tiles = task_.packed_columns(layer.out) / 8;
-    for (int job = warp(); job < jobs; job += blockDim.x / 32) {
-      const int row = job % rows * row_tiles, pair = job / rows * 2;
-      WeightSums<Number, row_tiles> sums;
-      with_arithmetic<Number>(task_.arithmetic, [&](auto arithmetic) {
-        using A = decltype(arithmetic);
-        sums.template sum<A>(kept_h, gradient, row, pair);
-        if constexpr (A::splits) {
-          if (!sums.is_finite()) {
-            auto copy = sums;
-            repair(copy, kept_h, gradient, row, pair);
-            sums = copy;
-          }
-        }
-      });
+  // Adds sums over all points of what each thread has summed over its own two, for its two columns of each of some
+  // tiles from `first` on. Threads share the work: each ends with one of the columns.
+  template <int some_tiles>
+  __device__ __forceinline__ void add_over_points(Number (&sums)[some_tiles][2], int first, int columns, Number* to,
+                                                  int stride) const {
+    int index = 0;  // of this thread's column
+    int left = 2 * some_tiles;
 #pragma unroll
-      for (int i = 0; i < row_tiles; ++i) {
-        if ((row + i) * 16 >= task_.packed_columns(layer.in)) break;
+    for (int mask = 4; mask < 32; mask *= 2) {
+      const bool upper = (lane() & mask) != 0;
+      left /= 2;
+      if (left > 0) index = 2 * index + upper;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          Number* const place = to + ((int64_t(row + i) * all_tiles + 2 * pair + j) * 32 + lane()) * 4;
-          Four<Number> f;
-#pragma unroll
-          for (int e = 0; e < 4; ++e) f.v[e] = sums.of[i][j][e];
-          if (tile_ == blockIdx.x) {
-            write_four(place, place + 2, f);
-          } else {
-            add_in_memory(place, f.v);
-          }
-        }
+      for (int n = 0; n < left; ++n) {
+        Number &a = sums[n / 2][n % 2], &b = sums[(n + left) / 2][(n + left) % 2];
+        a = (upper ? b : a) + shuffled(upper ? a : b, mask);
       }
+      if (left == 0) sums[0][0] += shuffled(sums[0][0], mask);
     }
+    const int column = (first + index / 2) * 8 + M::column(index % 2);
+    if (lane() < 8 * some_tiles && column < columns) add(to + column * stride, sums[0][0]);
   }
 
-  // The same where `thin` has few columns: sums of their products with those of `wide`, without matrix units. Number
-  // (thin column, wide column) of the sums stands at thin_stride and wide_stride times these.
-  template <class Wide, class Thin>
-  __device__ __forceinline__ void thin_gradient(const Wide& wide, int wide_columns, const Thin& thin, int thin_columns,
-                                                Number* to, int thin_stride, int wide_stride) const {
-    const int row = lane() / 4, t = lane() % 4;
+  // Adds to the sums for the gradient of a weight products of thin columns and some tiles of 8 columns. Number (thin
+  // column, other column) stands at thin_stride and stride times these.
+  template <int some_tiles>
+  __device__ __forceinline__ void thin_gradient(const Thin& thin, int thin_columns,
+                                                const JetRegisters<Number, size, some_tiles>& numbers, int first,
+                                                int columns, Number* to, int thin_stride, int stride) const {
 #pragma unroll 1
     for (int q = 0; q < thin_columns; ++q) {
-      Number upper[size], lower[size];
+      Number sums[some_tiles][2] = {};
 #pragma unroll
       for (int c = 0; c < size; ++c) {
-        upper[c] = thin.p[Thin::place(row, q, c)];
-        lower[c] = thin.p[Thin::place(row + 8, q, c)];
-      }
-#pragma unroll 2
-      for (int eight = warp(); eight * 8 < wide_columns; eight += blockDim.x / 32) {
-        Number sum[2] = {Number(0), Number(0)};
+        const Number upper = thin.number(M::row(0), q, c), lower = thin.number(M::row(2), q, c);
 #pragma unroll
-        for (int c = 0; c < size; ++c) {
-          const Four<Number> f = wide.rows(eight, c);
-          sum[0] += f.v[0] * upper[c] + f.v[1] * lower[c];
-          sum[1] += f.v[2] * upper[c] + f.v[3] * lower[c];
-        }
+        for (int j = 0; j < some_tiles; ++j) {
+          const Number(&d)[4] = numbers.of[c][j];
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int mask = 4; mask < 32; mask *= 2) sum[n] += shuffled(sum[n], mask);
-          const int column = eight * 8 + J::column_of_rows(n, t);
-          if (row == 0 && column < wide_columns) add(to + q * thin_stride + column * wide_stride, sum[n]);
+          for (int n = 0; n < 2; ++n) sums[j][n] += d[n] * upper + d[2 + n] * lower;
         }
       }
+      add_over_points(sums, first, columns, to + q * thin_stride, stride);
     }
   }
 
   const ChainTask& task_;
+  Number* const block_;  // the sums of this block
+  Number* images_;       // of this warp
   int64_t tile_;
 };
 
-template <class Number, class Layout>
-inline constexpr int most_fixed_threads = 32 * fixed_warps(Layout::size, sizeof(Number));
+template <class Number, class Layout, bool split>
+inline constexpr int most_fixed_threads = 32 * (split ? most_split_warps : fixed_warps(Layout::size, sizeof(Number)));
 
-template <class Number, class Layout>
-__global__ void __launch_bounds__((most_fixed_threads<Number, Layout>), 1)
+template <class Number, class Layout, bool split>
+__global__ void __launch_bounds__((most_fixed_threads<Number, Layout, split>), 1)
     fixed_chain_forward(const __grid_constant__ ChainTask task) {
-  for (FixedTile<Number, Layout> tile(task); tile.exists(); tile.advance()) {
-    tile.copy_in(task.x, task.layer[0].in, tile.h);
-    __syncthreads();
-    for (int i = 0; i < task.layers - 1; ++i) tile.layer(i, task.saved != nullptr);
+  FixedTile<Number, Layout, split> tile(task);
+  tile.start_to_read(0, false);
+  for (; tile.exists(); tile.advance()) {
+    tile.read_input(tile.h);
+    tile.wait_for_all();
+    for (int i = 0; i < task.layers - 1; ++i) {
+      tile.layer(i, task.saved != nullptr);
+      if (i == 0) tile.start_to_read(1, false);
+    }
     tile.last_layer();
-    __syncthreads();
   }
 }
 
-template <class Number, class Layout>
-__global__ void __launch_bounds__((most_fixed_threads<Number, Layout>), 1)
+template <class Number, class Layout, bool split>
+__global__ void __launch_bounds__((most_fixed_threads<Number, Layout, split>), 1)
     fixed_chain_backward(const __grid_constant__ ChainTask task) {
-  const int last = task.layers - 1, in = task.layer[0].in;
-  for (FixedTile<Number, Layout> tile(task); tile.exists(); tile.advance()) {
-    tile.copy_in(task.grad, task.layer[last].out, tile.gradient);
+  using Tile = FixedTile<Number, Layout, split>;
+  const int last = task.layers - 1;
+  Tile tile(task);
+  tile.start_to_read(0, true);
+  for (; tile.exists(); tile.advance()) {
+    tile.read_output_gradient();
+    if (task.saved == nullptr) tile.read_input(tile.h);
+    tile.wait_for_all();
     if (task.saved == nullptr) {
-      tile.copy_in(task.x, in, tile.h);
-      __syncthreads();
       for (int i = 0; i < last; ++i) tile.layer(i, true, i + 1 < last);
-    }
-    __syncthreads();
-    for (int i = last; i > 0; --i) {
-      typename FixedTile<Number, Layout>::Registers registers;
-      tile.layer_backward(i - 1, registers);
-      __syncthreads();
-      tile.parameter_gradients(i);
-      __syncthreads();
-      tile.store_gradient(i - 1, registers);
       __syncthreads();
     }
-    tile.copy_in(task.x, in, tile.kept_h);
+    tile.bias_gradient_of_output();
+    bool reading_next = false;
+    for (int i = last - 1; i >= 0; --i) {
+      typename Tile::Registers registers;
+      tile.layer_backward(i, registers);
+      if (!tile.is_thin_output(i + 1)) {
+        __syncthreads();
+        if (i == 0) {
+          tile.start_to_read(1, true);
+          reading_next = true;
+        }
+        tile.weight_gradient(i + 1);
+        __syncthreads();
+      }
+      if (!tile.is_thin_input(i)) {
+        tile.store(registers, i, tile.gradient);
+        __syncthreads();
+      } else if (task.dx != nullptr) {
+        tile.input_gradient(registers);
+      }
+    }
+    if (!tile.thin_input()) {
+      tile.read_input(tile.kept_h);
+      __syncthreads();
+      tile.weight_gradient(0);
+      if (task.dx != nullptr) tile.input_gradient();
+    }
     __syncthreads();
-    tile.parameter_gradients(0);
-    if (task.dx != nullptr) tile.input_gradient();
-    __syncthreads();
+    if (!reading_next) tile.start_to_read(1, true);
   }
 }
 
-// Of each of the layouts, by its index.
-#define TD_KERNEL(...) &fixed_chain_forward<Number, FixedLayout<__VA_ARGS__>>,
-template <class Number>
-ChainKernel fixed_forward_kernel(int layout) {
-  static constexpr ChainKernel kernels[] = {TD_FIXED_LAYOUTS(TD_KERNEL)};
-  return kernels[layout];
+// Of each of the layouts, by its index; or null, if there is none.
+template <class Number, class Layout, bool split, bool backward>
+constexpr ChainKernel fixed_kernel() {
+  if constexpr (split && !can_split(Layout::size)) {
+    return nullptr;
+  } else if constexpr (backward) {
+    return &fixed_chain_backward<Number, Layout, split>;
+  } else {
+    return &fixed_chain_forward<Number, Layout, split>;
+  }
 }
-#undef TD_KERNEL
-#define TD_KERNEL(...) &fixed_chain_backward<Number, FixedLayout<__VA_ARGS__>>,
-template <class Number>
-ChainKernel fixed_backward_kernel(int layout) {
+#define TD_KERNEL(...) fixed_kernel<Number, FixedLayout<__VA_ARGS__>, split, backward>(),
+template <class Number, bool split, bool backward>
+ChainKernel fixed_kernel_of(int layout) {
   static constexpr ChainKernel kernels[] = {TD_FIXED_LAYOUTS(TD_KERNEL)};
   return kernels[layout];
 }

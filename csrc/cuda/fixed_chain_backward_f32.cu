@@ -2,5 +2,5 @@
 
 template <>
 taylorderiv::ChainKernel taylorderiv::fixed_chain_kernel<float, true>(int layout) {
-  return fixed_backward_kernel<float>(layout);
+  return fixed_kernel_of<float, false, true>(layout);
 }

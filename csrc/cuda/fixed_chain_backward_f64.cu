@@ -2,5 +2,5 @@
 
 template <>
 taylorderiv::ChainKernel taylorderiv::fixed_chain_kernel<double, true>(int layout) {
-  return fixed_backward_kernel<double>(layout);
+  return fixed_kernel_of<double, false, true>(layout);
 }

@@ -2,5 +2,5 @@
 
 template <>
 taylorderiv::ChainKernel taylorderiv::fixed_chain_kernel<float, false>(int layout) {
-  return fixed_forward_kernel<float>(layout);
+  return fixed_kernel_of<float, false, false>(layout);
 }

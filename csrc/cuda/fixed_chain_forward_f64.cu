@@ -2,5 +2,5 @@
 
 template <>
 taylorderiv::ChainKernel taylorderiv::fixed_chain_kernel<double, false>(int layout) {
-  return fixed_forward_kernel<double>(layout);
+  return fixed_kernel_of<double, false, false>(layout);
 }

@@ -46,6 +46,12 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+__device__ __forceinline__ void set_to_mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %10, %10, %10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
+}
 __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -70,6 +76,40 @@ __device__ __forceinline__ void mma_f64(double (&d)[4], const double (&a)[4], co
 #endif
 }
 
+// Two numbers, rounded to the nearest of 16 bits, the first one in the lower half.
+__device__ __forceinline__ uint32_t two_bf16(float first, float second) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits;
+}
+
+// Four matrices of 8 by 8 16-bit numbers in shared memory, of which thread i says where row i % 8 of matrix i / 8 is,
+// 16 bytes. It receives two numbers of each: of row i / 4, or transposed, of column i / 4, those from 2 (i % 4) on.
+__device__ __forceinline__ void load_matrices(uint32_t (&d)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row))));
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&d)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row))));
+}
+// And back, to four matrices next to each other: before Hopper there was no instruction for it.
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&d)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(unsigned(__cvta_generic_to_shared(row))),
+      "r"(d[0]), "r"(d[1]), "r"(d[2]), "r"(d[3])
+      : "memory");
+#else
+  const int thread = threadIdx.x % 32;
+  uint32_t* const first = static_cast<uint32_t*>(row) - thread * 4 + thread;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) first[i * 32] = d[i];
+#endif
+}
+
 // The same pointer, which the compiler then knows to be one to shared or global memory.
 template <class T>
 __device__ __forceinline__ T* in_shared_memory(T* p) {
@@ -82,17 +122,20 @@ __device__ __forceinline__ T* in_global_memory(T* p) {
   return p;
 }
 
-// Start to copy 8 or 16 bytes; a thread's copies are in groups, which it closes, and of which all but the last few are
-// done when it has waited for them. Nobody else may rely on that, and until then neither may it.
-__device__ __forceinline__ void copy_8_bytes_async(void* to_shared, const void* from_global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
-               "l"(__cvta_generic_to_global(from_global))
+// Start to copy 4, 8 or 16 bytes; a thread's copies are in groups, which it closes, and of which all but the last few
+// are done when it has waited for them. Nobody else may rely on that, and until then neither may it.
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* to_shared, const void* from_global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
+               "l"(__cvta_generic_to_global(from_global)), "n"(bytes)
                : "memory");
 }
+template <int offset_in_shared, int offset_in_global>
 __device__ __forceinline__ void copy_16_bytes_async(void* to_shared, const void* from_global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
-               "l"(__cvta_generic_to_global(from_global))
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to_shared))),
+      "l"(__cvta_generic_to_global(from_global)), "n"(offset_in_shared), "n"(offset_in_global)
+      : "memory");
 }
 __device__ __forceinline__ void close_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int groups_still_on_their_way>

@@ -2,9 +2,19 @@
 // leaves in a thread's registers is, apart from the columns that a warp computes, what the next one takes from there.
 #pragma once
 
-#include "mma.cuh"
+#include "matmul.cuh"
 
 TD_NAMESPACE_BEGIN
+
+// f(Const<i>{}) with each i < count.
+template <class F, int... i>
+__device__ __forceinline__ void for_each_of(const F& f, std::integer_sequence<int, i...>) {
+  (f(Const<i>{}), ...);
+}
+template <int count, class F>
+__device__ __forceinline__ void for_each_index(const F& f) {
+  for_each_of(f, std::make_integer_sequence<int, count>{});
+}
 
 // What a thread reads or writes at once: 16 bytes.
 template <class T>
@@ -52,32 +62,44 @@ __device__ __forceinline__ void write_four(Number* first, Number* second, const 
 // meet in no bank of shared memory, be it along a row or along a column. Of a float32 thread's four numbers, those of
 // the same column are next to each other, which is what left fragments of rows and right fragments of columns want; or,
 // if `for_left_columns`, those of the same point, for left fragments of columns.
-template <class Number, int size, bool for_left_columns = false>
+template <class Number_, int size_, bool for_left_columns = false>
 class Jets {
-  static constexpr bool is_float = sizeof(Number) == sizeof(float);
+  static constexpr bool is_float = sizeof(Number_) == sizeof(float);
   static constexpr int numbers = 128;  // of a coefficient in 8 columns
 
  public:
-  Number* p;
+  using Number = Number_;
+  using Weight = PackedOperand<Number>;
+  static constexpr int size = size_;
+  static constexpr bool is_split = false;
+  int first;  // of its numbers in shared memory
+
+  __device__ __forceinline__ Number* shared() const { return static_cast<Number*>(shared_memory()) + first; }
+  __device__ static int bytes(int columns) { return columns / 8 * size * numbers * int(sizeof(Number)); }
 
   // Where the number of a point and column stands.
   __device__ static int place(int point, int column, int c) {
-    const int first = (column / 8 * size + c) * numbers, in_group = column % 8, row = point % 8;
+    const int fragment = (column / 8 * size + c) * numbers, in_group = column % 8, row = point % 8;
     if constexpr (is_float) {
       const int odd = in_group % 2, lower = point / 8;
-      return first + (row * 4 + (in_group / 2 ^ (row & 2))) * 4 +
+      return fragment + (row * 4 + (in_group / 2 ^ (row & 2))) * 4 +
              (for_left_columns ? lower * 2 + odd : odd * 2 + lower);
     } else {
       const int half = in_group / 4;
-      return first + (half * 32 + row * 4 + (in_group % 4 ^ half ^ (row & 2))) * 2 + point / 8;
+      return fragment + (half * 32 + row * 4 + (in_group % 4 ^ half ^ (row & 2))) * 2 + point / 8;
     }
+  }
+
+  __device__ __forceinline__ void set(int place, Number x) const { shared()[place] = x; }
+  __device__ __forceinline__ Number number(int point, int column, int c) const {
+    return shared()[place(point, column, c)];
   }
 
   // Numbers of 8 columns of the rows r = lane() / 4 and r + 8: {(r, k), (r + 8, k), (r, k'), (r + 8, k')} with two
   // columns k = column_of_rows(0, t) and k' = column_of_rows(1, t) that the thread has, t being lane() % 4.
   __device__ static int column_of_rows(int which, int t) { return is_float ? 2 * t + which : t + 4 * which; }
   __device__ __forceinline__ Four<Number> rows(int eight, int c) const {
-    const Number* const at = p + (eight * size + c) * numbers;
+    const Number* const at = shared() + (eight * size + c) * numbers;
     const int row = lane() / 4, t = lane() % 4, swapped = row & 2;
     if constexpr (is_float) {
       const Four<Number> f = read_four(at + (row * 4 + (t ^ swapped)) * 4, at);
@@ -90,7 +112,7 @@ class Jets {
   // The four numbers that belong to a fragment of sums, {(r, 2 t), (r, 2 t + 1), (r + 8, 2 t), (r + 8, 2 t + 1)}, in
   // two pieces of 16 bytes (float32: one). in_pieces() is their order there, and its own inverse.
   __device__ __forceinline__ Number* piece(int eight, int c, int n) const {
-    Number* const at = p + (eight * size + c) * numbers;
+    Number* const at = shared() + (eight * size + c) * numbers;
     const int row = lane() / 4, t = lane() % 4, swapped = row & 2;
     if constexpr (is_float) {
       return at + (row * 4 + (t ^ swapped)) * 4;
@@ -106,8 +128,23 @@ class Jets {
       return {d[0], d[2], d[1], d[3]};
     }
   }
-  __device__ __forceinline__ void store(int eight, int c, const Number (&d)[4]) const {
-    write_four(piece(eight, c, 0), piece(eight, c, 1), in_pieces(d));
+  // numbers(c) are such a fragment.
+  template <class F>
+  __device__ __forceinline__ void store(int eight, const F& numbers) const {
+#pragma unroll
+    for (int c = 0; c < size; ++c) write_four(piece(eight, c, 0), piece(eight, c, 1), in_pieces(numbers(c)));
+  }
+  // Starts to copy them there, each coefficient `stride` numbers after the one before.
+  template <int stride>
+  __device__ __forceinline__ void start_to_load(int eight, const Number* from) const {
+#pragma unroll
+    for (int n = 0; n < int(sizeof(Number) / sizeof(float)); ++n) {
+      Number* const to = piece(eight, 0, n);
+      const Number* const half = from + 2 * n;
+      for_each_index<size>([&](auto c) {
+        copy_16_bytes_async<c * numbers* int(sizeof(Number)), c * stride* int(sizeof(Number))>(to, half);
+      });
+    }
   }
   __device__ __forceinline__ Four<Number> load(int eight, int c) const {
     return in_pieces(read_four<Number>(piece(eight, c, 0), piece(eight, c, 1)).v);
@@ -119,10 +156,10 @@ class Jets {
   __device__ __forceinline__ Four<Number> columns(int n, int half, int c) const {
     const int row = lane() % 4 + 4 * half, g = lane() / 4, swapped = row & 2;
     if constexpr (is_float) {
-      const Number* const at = p + ((2 * n + g / 4) * size + c) * numbers;
+      const Number* const at = shared() + ((2 * n + g / 4) * size + c) * numbers;
       return read_four(at + (row * 4 + (g % 4 ^ swapped)) * 4, at);
     } else {
-      const Number* const at = p + (2 * n * size + c) * numbers;
+      const Number* const at = shared() + (2 * n * size + c) * numbers;
       const int place = (g / 4 * 32 + row * 4 + (g % 4 ^ g / 4 ^ swapped)) * 2;
       const Four<Number> f = read_four(at + place, at + size * numbers + place);
       return for_left_columns ? Four<Number>{f.v[0], f.v[2], f.v[1], f.v[3]} : f;
@@ -132,12 +169,12 @@ class Jets {
   __device__ static int column_of(int which, int i) { return is_float ? 2 * i + which : 8 * which + i; }
 };
 
-// Which row and column of a product of columns the e-th sum of a thread belongs to, in the tile (row by 16, column by
-// 8).
-template <class Number>
+// Which row and column of a product of columns, in parts or not, the e-th sum of a thread belongs to, in the tile (row
+// by 16, column by 8).
+template <class Number, bool split = false>
 __device__ __forceinline__ void product_of_columns_at(int64_t row_tile, int64_t tile, int e, int thread, int& row,
                                                       int& column) {
-  using J = Jets<Number, 1>;
+  using J = Jets<std::conditional_t<split, double, Number>, 1>;  // where columns are in their order
   row = int(row_tile) * 16 + J::column_of(e / 2, thread / 4);
   column = int(tile / 2) * 16 + J::column_of(tile % 2, thread % 4 * 2 + e % 2);
 }

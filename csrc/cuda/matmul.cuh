@@ -135,7 +135,7 @@ class StagedSteps {
       for (int group = 0; group < Arithmetic::groups; ++group) {
 #pragma unroll
         for (int j = 0; j < tiles; ++j) {
-          copy_8_bytes_async(to + (j * Arithmetic::groups + group) * 32, from_ + j * 32);
+          copy_async<8>(to + (j * Arithmetic::groups + group) * 32, from_ + j * 32);
         }
         from_ += group_;
       }

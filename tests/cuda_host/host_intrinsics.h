@@ -8,6 +8,9 @@
 
 namespace host_run {
 
+// Ends the process.
+[[noreturn]] void fail(const char* message);
+
 // The block's dynamic shared memory.
 void* shared_memory();
 
@@ -32,13 +35,21 @@ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void set_to_mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 uint32_t rounded_to_tf32(float x);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void set_to_mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+uint32_t two_bf16(float first, float second);
+void load_matrices(uint32_t (&d)[4], const void* row);
+void load_matrices_transposed(uint32_t (&d)[4], const void* row);
+void store_matrices(void* row, const uint32_t (&d)[4]);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void mma_f64(double (&d)[4], const double (&a)[4], const double (&b)[2]);
-inline void copy_8_bytes_async(void* to_shared, const void* from_global) {
-  host_run::start_copy(to_shared, from_global, 8);
+template <int bytes>
+void copy_async(void* to_shared, const void* from_global) {
+  host_run::start_copy(to_shared, from_global, bytes);
 }
-inline void copy_16_bytes_async(void* to_shared, const void* from_global) {
-  host_run::start_copy(to_shared, from_global, 16);
+template <int offset_in_shared, int offset_in_global>
+void copy_16_bytes_async(void* to_shared, const void* from_global) {
+  host_run::start_copy(static_cast<char*>(to_shared) + offset_in_shared,
+                       static_cast<const char*>(from_global) + offset_in_global, 16);
 }
 inline void close_group_of_copies() { host_run::close_group_of_copies(); }
 template <int groups_still_on_their_way>

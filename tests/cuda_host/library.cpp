@@ -114,13 +114,31 @@ void multiply_double_fragments(const double (*a)[4], const double (*b)[2], doubl
   host_run::run_block([&] { mma_f64(d[threadIdx.x], a[threadIdx.x], b[threadIdx.x]); }, 0);
 }
 
+// A warp loads four matrices of 8 by 8 numbers of 16 bits, transposed or not, which start at 4 * 8 rows of 16 bytes in
+// any order, and stores them next to each other.
+void move_matrices(const uint16_t* from, const int* order, int transposed, uint32_t (*loaded)[4], uint16_t* stored) {
+  constexpr int numbers = 4 * 8 * 8;
+  blockDim = 32;
+  host_run::run_block([&] {
+    const unsigned l = threadIdx.x;
+    auto* const memory = static_cast<uint16_t*>(shared_memory());
+    std::copy(from + l * 8, from + (l + 1) * 8, memory + l * 8);
+    __syncthreads();
+    const uint16_t* const row = memory + order[l] * 8;
+    transposed ? load_matrices_transposed(loaded[l], row) : load_matrices(loaded[l], row);
+    store_matrices(memory + numbers + l * 8, loaded[l]);
+    __syncthreads();
+    std::copy(memory + numbers + l * 8, memory + numbers + (l + 1) * 8, stored + l * 8);
+  }, 2 * numbers * sizeof(uint16_t));
+}
+
 // A thread copies a number each in two groups, waits for all but one, or not at all, and looks.
 void copy_in_two_groups(const double* from, double* seen, int waiting) {
   blockDim = 1;
   host_run::run_block([&] {
     auto* const to = static_cast<double*>(shared_memory());
     for (int i = 0; i < 2; ++i) {
-      copy_8_bytes_async(to + i, from + i);
+      copy_async<8>(to + i, from + i);
       close_group_of_copies();
     }
     if (waiting != 0) wait_for_copies<1>();

@@ -76,6 +76,54 @@ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   multiply_16_bit(d, a, b, [](uint16_t bits) { return __bfloat162float({bits}); });
 }
 
+void set_to_mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  for (float& number : d) number = 0.0f;
+  mma_bf16(d, a, b);
+}
+
+uint32_t two_bf16(float first, float second) {
+  return uint32_t(__float2bfloat16_rn(second).bits) << 16 | __float2bfloat16_rn(first).bits;
+}
+
+namespace {
+
+// Where a warp's threads say that rows of four matrices are.
+struct Rows {
+  const host_run::Exchange& all;
+  unsigned char* operator()(int matrix, int row) const {
+    unsigned char* at;
+    std::memcpy(&at, all.of[matrix * 8 + row], sizeof(at));
+    return at;
+  }
+};
+Rows rows_at(const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) host_run::fail("a matrix's row that isn't aligned to 16 bytes");
+  return {host_run::exchange(&row, sizeof(row))};
+}
+
+void load(uint32_t (&d)[4], const void* row, bool transposed) {
+  const Rows rows = rows_at(row);
+  const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    uint16_t both[2];
+    for (int i = 0; i < 2; ++i) {
+      const int r = transposed ? pair + i : group, column = transposed ? group : pair + i;
+      std::memcpy(&both[i], rows(matrix, r) + 2 * column, sizeof(both[i]));
+    }
+    d[matrix] = uint32_t(both[1]) << 16 | both[0];
+  }
+}
+
+}  // namespace
+
+void load_matrices(uint32_t (&d)[4], const void* row) { load(d, row, false); }
+void load_matrices_transposed(uint32_t (&d)[4], const void* row) { load(d, row, true); }
+void store_matrices(void* row, const uint32_t (&d)[4]) {
+  const Rows rows = rows_at(row);
+  const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
+  for (int matrix = 0; matrix < 4; ++matrix) std::memcpy(rows(matrix, group) + 4 * pair, &d[matrix], sizeof(d[matrix]));
+}
+
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   multiply_16_bit(d, a, b, [](uint16_t bits) { return __half2float({std::bit_cast<_Float16>(bits)}); });
 }

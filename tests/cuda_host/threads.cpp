@@ -14,12 +14,12 @@
 
 namespace host_run {
 
-namespace {
-
 [[noreturn]] void fail(const char* message) {
   std::fprintf(stderr, "host run of a CUDA kernel: %s\n", message);
   std::abort();
 }
+
+namespace {
 
 enum class Waits { no, for_warp, for_block, forever };
 
