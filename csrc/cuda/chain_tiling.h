@@ -29,7 +29,7 @@ constexpr int fixed_warps(int coefficients, int number_bytes) {
 // float32 numbers in three parts of 16 bits (split_jets.cuh): for jets whose sums take 48 registers, in blocks of so
 // many warps, which leaves 168 registers for a thread; and where a multiprocessor has room for as many warps at least.
 // Measured on an H200 for jets of 6 coefficients and layers of 32, 48, 64, 96 and 128 neurons: there is room for 12, 9,
-// 12, 12 and 8 warps, and they are faster by 8, 8, 22, 25 and -7 percent.
+// 12, 12 and 8 warps, and they are faster by 9, 6, 22, 25 and -4 percent.
 constexpr bool can_split(int coefficients) { return 4 * coefficients * fixed_tiles(coefficients, 4) <= 48; }
 constexpr int most_split_warps = 12, least_split_warps = 9;
 
