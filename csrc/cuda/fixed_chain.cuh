@@ -471,7 +471,7 @@ class FixedTile {
     }
     close_group_of_copies();
   }
-  // Waits until all threads have what they started to read; reads the others. Nobody may read the buffers.
+  // Read them if they aren't thin. Nobody may read the buffer.
   template <class To>
   __device__ __forceinline__ void read_input(const To& to) const {
     if (!thin_input()) read(task_.x, task_.layer[0].in, to);
@@ -480,6 +480,7 @@ class FixedTile {
     const int last = task_.layers - 1;
     if (!is_thin_output(last)) read(task_.grad, task_.layer[last].out, gradient);
   }
+  // Until all threads have what they started to read.
   __device__ __forceinline__ void wait_for_all() const {
     wait_for_copies<0>();
     __syncthreads();
@@ -544,8 +545,8 @@ class FixedTile {
   }
 
   // From the gradient of layer i + 1's z to that of its own, and to h in its buffer, unless the next layer's output is
-  // thin. Adds to the sums for the gradients of its bias, of its weight, if its input is thin, and of the next layer's,
-  // if that's output is.
+  // thin. Adds to the sums for the gradients of its bias, of its weight if its input is thin, and of the next layer's
+  // weight if the output of that is.
   __device__ __forceinline__ void layer_backward(int i, Registers& registers) const {
     const CudaChainLayer& layer = task_.layer[i];
     const WarpColumns share = share_of(i);
