@@ -35,10 +35,12 @@ class Estimate(NamedTuple):
         value: the estimate, shaped like ``f(x)``.
         standard_error: an estimate of its standard deviation, shaped like the value and detached: 0 if
             nothing was left to chance, not a number from a single sample; None if it wasn't asked for.
+        primal: ``f(x)``, which the same pass computes.
     """
 
     value: Tensor
     standard_error: Tensor | None
+    primal: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +381,7 @@ def _evaluate(
             if order == 0:
                 total = total + scaled(value * float(form.terms[()]), coefficients, x)
         if jet is None:
-            return Estimate(total, torch.zeros_like(value) if standard_error else None)
+            return Estimate(total, torch.zeros_like(value) if standard_error else None, value)
         for r, (coefficients, _) in enumerate(lines):
             total = total + scaled(jet.derivative(1, r), coefficients, x)
         summed = jet.coefficient_layout.collapsed_order if jet.coefficient_layout.collapsed else 0
@@ -396,11 +398,11 @@ def _evaluate(
             if standard_error:
                 spread = spread + share.shrinkage * (drawn - mean).detach()
     if not standard_error:
-        return Estimate(total, None)
+        return Estimate(total, None, value)
     if not any(share.shrinkage for share in shares):
-        return Estimate(total, torch.zeros_like(total))
+        return Estimate(total, torch.zeros_like(total), value)
     freedom = samples - 1 if samples > 1 else math.nan
-    return Estimate(total, (spread.square().sum(0) / freedom / samples).sqrt())
+    return Estimate(total, (spread.square().sum(0) / freedom / samples).sqrt(), value)
 
 
 def _samples(jet: Jet, share: _Share, place: Tensor) -> Any:

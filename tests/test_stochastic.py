@@ -102,7 +102,7 @@ def test_laplacian_of_the_laplacian_both_ways() -> None:
 def test_all_terms_are_exact() -> None:
     net, x = network(), points()
     for samples in (DIMENSION, 2 * DIMENSION):
-        value, error = estimate(laplacian, net, x, samples, method="coordinates")
+        value, error, _ = estimate(laplacian, net, x, samples, method="coordinates")
         torch.testing.assert_close(value, laplacian(net, x))
         assert error is not None
         assert not error.any()
@@ -111,14 +111,28 @@ def test_all_terms_are_exact() -> None:
 def test_low_orders_are_exact() -> None:
     net, x = network(), points()
     operator = 2 * d[0] - d[1] + weight * d[2] + 0.5
-    value, error = estimate(operator, net, x, 1)
+    value, error, primal = estimate(operator, net, x, 1)
     torch.testing.assert_close(value, operator(net, x))
+    torch.testing.assert_close(primal, net(x))
     assert error is not None
     assert not error.any()
 
 
 def test_one_sample_says_nothing_of_its_error() -> None:
     assert estimate(laplacian, network(), points(), 1).standard_error.isnan().all()  # pyright: ignore
+
+
+@pytest.mark.parametrize("standard_error", [False, True])
+def test_the_value_of_the_function_is_trainable(standard_error: bool) -> None:
+    net, x = network().requires_grad_(), points()
+    parameters = list(net.parameters())
+
+    def gradients(primal: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((value + primal.sin()).square().sum(), parameters)
+
+    estimated = estimate(laplacian, net, x, DIMENSION, method="coordinates", standard_error=standard_error)
+    for a, e in zip(gradients(estimated.primal, estimated.value), gradients(net(x), laplacian(net, x)), strict=True):
+        torch.testing.assert_close(a, e)
 
 
 def test_generators_reproduce() -> None:
@@ -183,8 +197,9 @@ def test_empty_batch() -> None:
 
 
 def test_functions_that_do_not_depend_on_the_points() -> None:
-    value, error = estimate(laplacian + 2, lambda z: torch.ones(3, dtype=DOUBLE), points(), 3)
+    value, error, primal = estimate(laplacian + 2, lambda z: torch.ones(3, dtype=DOUBLE), points(), 3)
     assert value.tolist() == [2, 2, 2]
+    assert primal.tolist() == [1, 1, 1]
     assert error.tolist() == [0, 0, 0]  # pyright: ignore
 
 

@@ -34,8 +34,7 @@ def build(problem: Problem, option: str = "collapsed") -> Step:
             results = {"u": partials.u, **{name: partials[name] for name in workload.partials}}
         for name in workload.operators:
             if name == "estimate":
-                results["u"] = model(points)
-                results[name] = _estimate(model, points, workload.samples)
+                results[name], _, results["u"] = _estimate(model, points, workload.samples)
             else:
                 results[name] = OPERATORS[name](model, points)
         return results
@@ -47,10 +46,10 @@ def _second_derivatives(dimension: int) -> list[tuple[int, ...]]:
     return [tuple(row) for row in (2 * np.eye(dimension, dtype=int)).tolist()]
 
 
-def _estimate(f: Any, points: Tensor, samples: int) -> Tensor:
+def _estimate(f: Any, points: Tensor, samples: int) -> td.Estimate:
     """An estimate of the Laplacian from the same directions each time."""
     generator = torch.Generator().manual_seed(SEED)
-    return td.estimate(td.laplacian, f, points, samples, generator, standard_error=False).value
+    return td.estimate(td.laplacian, f, points, samples, generator, standard_error=False)
 
 
 def drawn_directions(problem: Problem) -> np.ndarray:
