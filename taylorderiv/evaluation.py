@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taylorderiv.chain import may_be_seed
 from taylorderiv.jet import Jet, check_like, check_variable, nested_level
-from taylorderiv.planner import NestedPlan, Plan, outlives_the_call
+from taylorderiv.planner import NestedPlan, Plan, kept
 
 Points = Tensor | Mapping[str, Tensor]
 """Points of shape ``(…, D)``, or a tensor per variable, all of one shape such as ``(N, 1)``."""
@@ -23,6 +23,7 @@ Points = Tensor | Mapping[str, Tensor]
 _MANY_TERMS = 64
 _FEW_FACTORS = 2  # as many products cost less than one of all coefficients
 _DEFAULT_WIDTH = 1024
+_factors: dict[Any, Tensor] = {}
 _NEGLIGIBLE_BYTES = 2**24  # not worth the time to ask for the free memory
 
 
@@ -204,28 +205,9 @@ def _read(plan: Plan, coefficients: Any, constant: bool = False) -> Any:
 def scaled(coefficients: Any, factors: Sequence[float]) -> Tensor:
     """Coefficients ``(C, *shape)``, each times its factor."""
     dtype = torch.promote_types(coefficients.dtype, torch.float32)  # in which the factors are finite
-    scale = _kept(tuple(factors), dtype, coefficients.device)
+    device = coefficients.device
+    scale = kept(_factors, (*factors, dtype, device), device, lambda: _on_device(factors, dtype, device))
     return (coefficients * scale.reshape(-1, *[1] * (coefficients.ndim - 1))).to(coefficients.dtype)
-
-
-_tensors: dict[tuple[Any, ...], Tensor] = {}
-_MOST_TENSORS = 256
-
-
-def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers as a tensor, kept for the next time: not to be changed."""
-    if not outlives_the_call():
-        return _on_device(values, dtype, device)
-    key = values, dtype, device
-    tensor = _tensors.get(key)
-    if tensor is None:
-        with torch.inference_mode(False):
-            tensor = _on_device(values, dtype, device)
-        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():  # else it is the graph's memory
-            if len(_tensors) == _MOST_TENSORS:
-                _tensors.clear()
-            _tensors[key] = tensor
-    return tensor
 
 
 def _on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

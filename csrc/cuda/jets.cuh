@@ -2,19 +2,10 @@
 // leaves in a thread's registers is, apart from the columns that a warp computes, what the next one takes from there.
 #pragma once
 
+#include "../series.h"
 #include "matmul.cuh"
 
 TD_NAMESPACE_BEGIN
-
-// f(Const<i>{}) with each i < count.
-template <class F, int... i>
-__device__ __forceinline__ void for_each_of(const F& f, std::integer_sequence<int, i...>) {
-  (f(Const<i>{}), ...);
-}
-template <int count, class F>
-__device__ __forceinline__ void for_each_index(const F& f) {
-  for_each_of(f, std::make_integer_sequence<int, count>{});
-}
 
 // What a thread reads or writes at once: 16 bytes.
 template <class T>
@@ -96,8 +87,7 @@ class Jets {
   }
 
   // Numbers of 8 columns of the rows r = lane() / 4 and r + 8: {(r, k), (r + 8, k), (r, k'), (r + 8, k')} with two
-  // columns k = column_of_rows(0, t) and k' = column_of_rows(1, t) that the thread has, t being lane() % 4.
-  __device__ static int column_of_rows(int which, int t) { return is_float ? 2 * t + which : t + 4 * which; }
+  // columns that the thread has, k and k': 2 t and 2 t + 1 (float64: t and t + 4), t being lane() % 4.
   __device__ __forceinline__ Four<Number> rows(int eight, int c) const {
     const Number* const at = shared() + (eight * size + c) * numbers;
     const int row = lane() / 4, t = lane() % 4, swapped = row & 2;
@@ -141,7 +131,7 @@ class Jets {
     for (int n = 0; n < int(sizeof(Number) / sizeof(float)); ++n) {
       Number* const to = piece(eight, 0, n);
       const Number* const half = from + 2 * n;
-      for_each_index<size>([&](auto c) {
+      for_each<0>(Const<size - 1>{}, [&](auto c) {
         copy_16_bytes_async<c * numbers* int(sizeof(Number)), c * stride* int(sizeof(Number))>(to, half);
       });
     }

@@ -156,22 +156,6 @@ class SplitJets {
     return Parts::sum(part(0), part(1), part(2));
   }
 
-  // As those of Jets.
-  __device__ static int column_of_rows(int which, int t) { return 2 * t + which; }
-  __device__ __forceinline__ Four<float> rows(int eight, int c) const {
-    const auto* const at = reinterpret_cast<const uint32_t*>(shared()) + eight * tile_words + c * 2 * block + lane();
-    Four<float> f;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t parts[Parts::count];
-#pragma unroll
-      for (int i = 0; i < Parts::count; ++i) parts[i] = at[i * part_words + half * block];
-      f.v[half] = Parts::sum(Parts::lower(parts[0]), Parts::lower(parts[1]), Parts::lower(parts[2]));
-      f.v[2 + half] = Parts::sum(Parts::upper(parts[0]), Parts::upper(parts[1]), Parts::upper(parts[2]));
-    }
-    return f;
-  }
-
   // numbers(c) are a fragment's four sums.
   template <class F>
   __device__ __forceinline__ void store(int eight, const F& numbers) const {
@@ -200,7 +184,6 @@ class SplitJets {
   }
 
   // What was kept of 8 columns waits where their parts will be: nobody of the warp may store these before all have it.
-  static constexpr bool waits_elsewhere = true;
   __device__ __forceinline__ float* piece(int eight, int c, int) const {
     return shared() + eight * tile_words + (c * 32 + lane()) * 4;
   }
@@ -212,7 +195,7 @@ class SplitJets {
   template <int stride>
   __device__ __forceinline__ void start_to_load(int eight, const float* from) const {
     float* const to = piece(eight, 0, 0);
-    for_each_index<size>([&](auto c) { copy_16_bytes_async<c * 128 * 4, c * stride * 4>(to, from); });
+    for_each<0>(Const<size - 1>{}, [&](auto c) { copy_16_bytes_async<c * 128 * 4, c * stride * 4>(to, from); });
   }
 
   // Where this thread reads fragments of 16 columns, 16 n and so on, of coefficient c: left ones of rows, left ones of

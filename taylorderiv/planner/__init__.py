@@ -6,7 +6,7 @@ combinations of Taylor coefficients that give each quantity.
 """
 
 from taylorderiv.planner.names import parse_partial, parse_variables
-from taylorderiv.planner.plan import Cost, NestedPlan, Plan, format_scaled, format_table, outlives_the_call
+from taylorderiv.planner.plan import Cost, NestedPlan, Plan, format_scaled, format_table, kept
 from taylorderiv.planner.polynomial import Monomial, Polynomial
 from taylorderiv.planner.search import MAX_CONDITION, make_plan
 
@@ -19,8 +19,8 @@ __all__ = [
     "Polynomial",
     "format_scaled",
     "format_table",
+    "kept",
     "make_plan",
-    "outlives_the_call",
     "parse_partial",
     "parse_variables",
 ]

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +16,29 @@ from taylorderiv.layout import Layout
 from taylorderiv.planner.polynomial import Polynomial, Vector
 
 _ROWS = 12
+_MOST_KEPT = 256
 
 
-def outlives_the_call() -> bool:
-    """Whether a tensor that is made now is one like others, to be kept: not what a compiler or a transform makes."""
-    return not (
+def kept(store: dict[Any, Tensor], key: Any, device: torch.device, build: Callable[[], Tensor]) -> Tensor:
+    """``store[key]``, or what ``build`` makes on the device, kept there for the next time: not to be changed.
+
+    Not kept is what a compiler or a transform makes, which doesn't outlive it, and the memory of a CUDA graph.
+    """
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
-    )
+    ):
+        return build()
+    tensor = store.get(key)
+    if tensor is None:
+        with torch.inference_mode(False):
+            tensor = build()
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            if len(store) >= _MOST_KEPT:
+                store.clear()
+            store[key] = tensor
+    return tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +114,7 @@ class Plan:
         return self._kept("lines", dtype, device, lambda *kind: self.layout.lines(self._new_direction_tensor(*kind)))
 
     def _kept(self, name: str, dtype: torch.dtype, device: torch.device, build: Callable[..., Tensor]) -> Tensor:
-        if not outlives_the_call():
-            return build(dtype, device)
-        key = name, dtype, device
-        if key not in self._tensors:
-            with torch.inference_mode(False):
-                self._tensors[key] = build(dtype, device)
-        return self._tensors[key]
+        return kept(self._tensors, (name, dtype, device), device, lambda: build(dtype, device))
 
     @functools.cached_property
     def _tensors(self) -> dict[tuple[str, torch.dtype, torch.device], Tensor]:
